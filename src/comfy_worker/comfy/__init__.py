@@ -1,0 +1,3 @@
+"""
+Everything that speaks to ComfyUI, and nothing else does.
+"""

@@ -1,0 +1,195 @@
+"""
+The nouns of a job, all frozen: what came in, what happens meanwhile, what goes out.
+
+Here belongs what more than one stage has to name. No I/O, no decision.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import SecretStr
+
+Workflow = Mapping[str, Any]
+"""A graph in ComfyUI's API format: `{node_id: {"class_type": str, "inputs": {...}, "_meta"?: {"title": str}}}`."""
+
+Kind = Literal["image", "video", "audio", "3d", "latent", "text", "file"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """
+    One file the workflow reads: `data` (encoded text, still to be decoded) or `url` (http, https, s3) is set.
+
+    `name` is what the workflow calls it, `field` where the job gave it (`images[0]`), for messages.
+    """
+
+    name: str
+    field: str
+    data: str | None = None
+    url: str | None = None
+    must_be_image: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """
+    Where and how objects are stored. `bucket` None is the legacy layout: the month is the first part of the path.
+
+    `expiry_s` is the life of a presigned link, 1..604800; `public_url` replaces signing by a plain URL.
+    """
+
+    endpoint_url: str | None
+    access_key: str
+    secret_key: SecretStr
+    bucket: str | None = None
+    prefix: str = ""
+    region: str | None = None
+    session_token: SecretStr | None = None
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    expiry_s: int = 604_800
+    public_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """
+    How images are re-encoded. `options` are checked values by their wire names (`quality`, `lossless`, ...).
+    """
+
+    format: Literal["png", "jpeg", "jpg", "webp", "avif"]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep_metadata: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """
+    How the files are handed back. `bucket` None means inline base64, unless the size budget spills to `spill`.
+
+    `limit_bytes` bounds the encoded reply; `strip_metadata` removes workflow and prompt from images that keep their
+    format.
+    """
+
+    bucket: Bucket | None = None
+    spill: Bucket | None = None
+    limit_bytes: int | None = None
+    conversion: Conversion | None = None
+    strip_metadata: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """
+    A request we took on, checked and translated; what a face hands to the pipeline.
+    """
+
+    id: str
+    workflow: Workflow
+    inputs: tuple[InputFile, ...] = ()
+    delivery: Delivery = Delivery()
+    timeout_s: float = 600.0
+    strict: bool = False
+    dry_run: bool = False
+    include_temp: bool = False
+    comfy_org_api_key: SecretStr | None = None
+    extra_pnginfo: Mapping[str, Any] | None = None
+    embed_workflow: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """
+    One step of a running job: `percent` never falls within a job, and is 100 only with the verdict.
+
+    `kind` is the stage (`staging`, `queued`, `running`, `delivering`, `done`); `value` of `max` belongs to the node.
+    """
+
+    kind: Literal["staging", "queued", "running", "delivering", "done"]
+    percent: float
+    node_id: str | None = None
+    class_type: str | None = None
+    title: str | None = None
+    value: float | None = None
+    max: float | None = None
+
+
+Observer = Callable[[Event], None]
+"""Runs on the job's thread and returns at once."""
+
+
+def ignore(event: Event) -> None:
+    """
+    Observe nothing.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """
+    One file ComfyUI made, or the text of one node.
+
+    `key` is the history key it stood under (`images`, `gifs`, ...); `content` is a path inside ComfyUI's folders or a
+    file of the job, or the bytes of a websocket frame, or the text when `kind` is `text`.
+    `filename` and `subfolder` are what ComfyUI would have shown without our job folder.
+    """
+
+    node_id: str
+    key: str
+    kind: Kind
+    filename: str
+    subfolder: str
+    type: str
+    mime: str
+    content: Path | bytes | str
+    size_bytes: int
+    animated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """
+    What the caller gets of one artifact: `type` is `base64` or `s3_url`, `data` the text of it.
+    """
+
+    node_id: str
+    key: str
+    kind: Kind
+    filename: str
+    subfolder: str
+    mime: str
+    size_bytes: int
+    type: Literal["base64", "s3_url", "text"]
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """
+    Milliseconds of each stage; `nodes` by node id, for the nodes that ran.
+    """
+
+    staged: float = 0.0
+    queued: float = 0.0
+    executed: float = 0.0
+    delivered: float = 0.0
+    total: float = 0.0
+    nodes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """
+    What a finished job hands back; partial success is in `warnings` and `node_errors`.
+    """
+
+    job_id: str
+    prompt_id: str | None
+    outputs: tuple[Output, ...] = ()
+    warnings: tuple[str, ...] = ()
+    node_errors: Mapping[str, Any] = field(default_factory=dict)
+    timings: Timings = Timings()
+    only_temp: bool = False
+    dry_run: bool = False

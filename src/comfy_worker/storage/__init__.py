@@ -1,0 +1,3 @@
+"""
+Object stores behind one small interface, one file each.
+"""
