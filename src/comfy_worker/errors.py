@@ -191,7 +191,7 @@ def every_error() -> Mapping[str, type[WorkerError]]:
     found: dict[str, type[WorkerError]] = {}
     pending: list[type[WorkerError]] = [WorkerError]
     while pending:
-        error = pending.pop()
-        found[error.code] = error
+        error = pending.pop(0)
+        found.setdefault(error.code, error)
         pending.extend(error.__subclasses__())
     return found
