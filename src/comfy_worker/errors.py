@@ -11,6 +11,7 @@ The tree of ways a job can fail. One way to fail: raise one of these.
     │   ├── JobTimedOut    504   it ran longer than it may
     │   ├── JobInterrupted 409   someone asked ComfyUI to stop it
     │   ├── JobCancelled   409   the caller took the job back
+    │   ├── NothingProduced 422  it succeeded and left neither a file nor a text
     │   ├── PromptLost     500   ComfyUI no longer knows the prompt (retryable)
     │   └── ReplyTooLarge  413   the files exist and do not fit into a reply
     ├── DeliveryFailed     502   the files exist and could not be handed over (retryable)
@@ -122,6 +123,15 @@ class JobCancelled(JobFailed):
 
     code = "job_cancelled"
     http_status = 409
+
+
+class NothingProduced(JobFailed):
+    """
+    The prompt succeeded and its history names no output at all.
+    """
+
+    code = "nothing_produced"
+    http_status = 422
 
 
 class PromptLost(JobFailed):

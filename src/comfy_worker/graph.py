@@ -20,7 +20,7 @@ FILE_FLAGS = frozenset(
     {"image_upload", "video_upload", "audio_upload", "file_upload", "animated_image_upload"}
 )
 
-# Loaders whose file inputs /object_info does not mark, or that are asked about before it can be read.
+# File inputs that /object_info does not mark, and the common ones, which need no look into it.
 FILE_INPUTS = frozenset(
     {
         ("LoadImage", "image"),
@@ -121,19 +121,17 @@ def widgets(workflow: Workflow) -> Iterator[Place]:
                 yield Place(node_id, input_name, value)
 
 
-def names_a_file(class_type: str, input_name: str, info: Mapping[str, Any] | None) -> bool:
+def names_a_file(input_name: str, info: Mapping[str, Any]) -> bool:
     """
-    Return whether the input names a file in ComfyUI's input folder.
+    Return whether the input names a file in ComfyUI's input folder: an upload flag in the input's options says so.
 
-    `info` is the class's entry of /object_info where it is at hand: an upload flag in the input's options says so.
+    `info` is the class's entry of /object_info. See `FILE_INPUTS` for the inputs that it does not mark.
     """
-    if (class_type, input_name) in FILE_INPUTS:
-        return True
     _, options = _spec(info, input_name)
     return any(options.get(flag) for flag in FILE_FLAGS)
 
 
-def is_prose(input_name: str, info: Mapping[str, Any] | None) -> bool:
+def is_prose(input_name: str, info: Mapping[str, Any]) -> bool:
     """
     Return whether the input is free text, in which a file's name is only a word.
     """
@@ -141,8 +139,8 @@ def is_prose(input_name: str, info: Mapping[str, Any] | None) -> bool:
     return type_ == "STRING" and bool(options.get("multiline"))
 
 
-def _spec(info: Mapping[str, Any] | None, input_name: str) -> tuple[Any, Mapping[str, Any]]:
-    groups = (info or {}).get("input")
+def _spec(info: Mapping[str, Any], input_name: str) -> tuple[Any, Mapping[str, Any]]:
+    groups = info.get("input")
     for group in groups.values() if isinstance(groups, dict) else ():
         spec = group.get(input_name) if isinstance(group, dict) else None
         if isinstance(spec, list) and spec:

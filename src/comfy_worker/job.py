@@ -95,7 +95,6 @@ class Job:
     include_temp: bool = False
     comfy_org_api_key: SecretStr | None = None
     extra_pnginfo: Mapping[str, Any] | None = None
-    embed_workflow: bool = True
     warnings: tuple[str, ...] = ()
 
 

@@ -53,14 +53,21 @@ class Mask:
             with self._lock:
                 self._known -= Counter(secret for secret in mine if len(secret) >= SHORTEST_SECRET)
 
-    def text(self, text: str) -> str:
+    def secrets(self, text: str) -> str:
         """
-        Return `text` without any known secret, URL credential or URL query.
+        Return `text` without any known secret.
         """
         with self._lock:
             known = sorted(self._known, key=len, reverse=True)
         for secret in known:
             text = text.replace(secret, "***")
+        return text
+
+    def text(self, text: str) -> str:
+        """
+        Return `text` without any known secret, URL credential or URL query.
+        """
+        text = self.secrets(text)
         return QUERY.sub(_bare_url, text) if "://" in text else text
 
     def value(self, value: Any) -> Any:
@@ -106,7 +113,7 @@ class TextFormatter(logging.Formatter):
         """
         Return one masked line (and the traceback under it, if there is one).
         """
-        job = f"{getattr(record, "job_id", None)}  " if getattr(record, "job_id", None) else ""
+        job = f"{getattr(record, 'job_id', None)}  " if getattr(record, "job_id", None) else ""
         return MASK.text(f"{record.levelname:<8}{job}{super().format(record)}")
 
 

@@ -29,7 +29,6 @@ KNOWN_KEYS = (
     "strict",
     "dry_run",
     "include_temp",
-    "embed_workflow",
     "extra_pnginfo",
     "convert_output",
     "strip_metadata",
@@ -48,11 +47,10 @@ class Rules:
     timeout_s: float = 3600.0
     timeout_max_s: float = 86_400.0
     strict: bool = False
-    embed_workflow: bool = True
+    strip_metadata: bool = False
     comfy_org_api_key: SecretStr | None = None
     bucket: Bucket | None = None
-    endpoint_url: str | None = None
-    limit_bytes: Callable[[str], int] = lambda job_id: 10_000_000
+    limit_bytes: int = 10_000_000
 
 
 class S3Config(BaseModel):
@@ -108,9 +106,9 @@ def parse(job_id: str, raw: Any, rules: Rules, *, s3_config: Any = None) -> Job:
         delivery=Delivery(
             bucket=own or rules.bucket,
             spill=own or rules.bucket,
-            limit_bytes=rules.limit_bytes(job_id),
+            limit_bytes=rules.limit_bytes,
             conversion=conversion,
-            strip_metadata=flag("strip_metadata", False),
+            strip_metadata=flag("strip_metadata", rules.strip_metadata),
         ),
         timeout_s=_timeout(data.get("timeout_s"), rules),
         strict=flag("strict", rules.strict),
@@ -118,7 +116,6 @@ def parse(job_id: str, raw: Any, rules: Rules, *, s3_config: Any = None) -> Job:
         include_temp=flag("include_temp", False),
         comfy_org_api_key=_api_key(data) or rules.comfy_org_api_key,
         extra_pnginfo=_pnginfo(data.get("extra_pnginfo")),
-        embed_workflow=flag("embed_workflow", rules.embed_workflow),
         warnings=tuple(_typos(data)),
     )
 

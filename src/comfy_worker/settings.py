@@ -167,7 +167,7 @@ class Settings:
     strict: bool = setting(False, "Refuse a workflow when ComfyUI drops some of its outputs as invalid, instead of running the rest.", boolean, group="Jobs")
     fail_on_node_error: bool = setting(True, "A node error fails the job even when other outputs were finished; false completes it with `errors`.", boolean, group="Jobs")
     cancel_grace_s: float = setting(30.0, "Seconds a cancelled prompt may take to leave ComfyUI before the worker counts ComfyUI as stuck.", number(0.1, 3600), group="Jobs")
-    embed_workflow: bool = setting(True, "Let ComfyUI write the workflow into the images it saves.", boolean, group="Jobs")
+    strip_metadata: bool = setting(False, "Remove the workflow and other metadata from the images of every reply.", boolean, group="Jobs")
     keep_outputs: bool = setting(False, "Leave the files of a job in ComfyUI's output folder after they were delivered.", boolean, group="Jobs")
     reply_limit_mb: float = setting(10.0, "Largest reply in megabytes (1,000,000 bytes) to a `/run` job; RunPod drops a larger one.", number(0.01, 100_000), group="Jobs")
     reply_limit_sync_mb: float = setting(20.0, "The same for a `/runsync` job (its id starts with `sync-`).", number(0.01, 100_000), group="Jobs")

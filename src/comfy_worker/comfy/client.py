@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import orjson
 import requests
@@ -180,7 +180,7 @@ class Client:
         """
         if class_type is None:
             return self._json("GET", "/object_info")
-        found = self._json("GET", f"/object_info/{requests.utils.quote(class_type, safe='')}").get(class_type)
+        found = self._json("GET", f"/object_info/{quote(class_type, safe='')}").get(class_type)
         return found if isinstance(found, dict) else {}
 
     def replacements(self) -> frozenset[str]:

@@ -1,0 +1,167 @@
+"""
+The command line: `comfy-worker run` tries a job through the very handler and shows what comes of it.
+"""
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from comfy_worker import __version__, wiring
+from comfy_worker.errors import ComfyUnavailable, ConfigInvalid
+from comfy_worker.job import Event
+
+app = typer.Typer(help="Any ComfyUI workflow as an API call.", no_args_is_help=True, add_completion=False)
+console = Console(stderr=True)
+
+FILE_GROUPS = ("images", "videos", "audio", "files")
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """
+    Any ComfyUI workflow as an API call.
+    """
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    job: Annotated[Path, typer.Argument(help="A job: {'input': {'workflow': ..., 'images': [...]}}.")] = Path(
+        "test_input.json"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the files go.")] = Path("output"),
+) -> None:
+    """
+    Run one job and write what it made to a folder.
+
+    Uses the ComfyUI at COMFYUI_URL if it answers, else one at COMFYUI_PATH or ~/comfy/ComfyUI, else the built-in engine.
+    """
+    raw = read_job(job)
+    try:
+        worker = wiring.local_worker(os.environ)
+    except ConfigInvalid as exc:
+        fail(str(exc), 2)
+    try:
+        with console.status(f"Waiting for {worker.engine.launch.title}"):
+            worker.engine.wait_ready()
+        bars = Bars()
+        with bars.progress:
+            reply = asyncio.run(worker.face.handle(raw, bars))
+    except ComfyUnavailable as exc:
+        fail(str(exc), 1)
+    finally:
+        worker.close()
+    written = list(write(reply, output))
+    for text in reply.get("errors", ()):
+        console.print(f"[yellow]Warning:[/] {text}", highlight=False)
+    for line in written:
+        print(line)
+    if "error" in reply:
+        shown = {key: value for key, value in reply.items() if key not in FILE_GROUPS}
+        fail(f"The job FAILED: {json.dumps(shown, indent=2, ensure_ascii=False)}", 1)
+    if not written:
+        console.print(f"The job made no files. Status: {reply.get('status', 'completed')}")
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """
+    Read a job file; a bare workflow is wrapped, with a hint.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        fail(f"{path} does not exist. Give a job file: comfy-worker run job.json", 2)
+    except (OSError, ValueError) as exc:
+        fail(f"{path} cannot be read as JSON: {exc}", 2)
+    if isinstance(raw, dict) and "input" not in raw:
+        console.print(
+            f'{path} is a bare workflow; as a job it is {{"input": {{"workflow": ...}}}}.', highlight=False
+        )
+        raw = {"input": {"workflow": raw}}
+    if not isinstance(raw, dict):
+        fail(f'{path} must hold an object: {{"input": {{"workflow": ...}}}}', 2)
+    return {"id": "local", **raw}
+
+
+def write(reply: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """
+    Write every file of a reply below `folder`; yield a line for each, with where it is.
+    """
+    taken: set[Path] = set()
+    for group in FILE_GROUPS:
+        for entry in reply.get(group, ()):
+            if entry["type"] != "base64":
+                yield f"{entry['filename']}: {entry['data']}"
+                continue
+            path = folder / entry["subfolder"] / entry["filename"]
+            if path in taken:
+                path = path.with_name(f"{entry['node_id']}_{path.name}")
+            taken.add(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(entry["data"]))
+            yield f"{path} ({entry['size_bytes']:,} bytes, {entry['mime']})"
+    for entry in reply.get("text", ()):
+        yield f"Text of node {entry['node_id']}: {entry['text']}"
+
+
+class Bars:
+    """
+    A live bar per node, and one for the whole job.
+    """
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description:<40}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        self.progress = Progress(*columns, TimeElapsedColumn(), console=console)
+        self._whole = self.progress.add_task("The job", total=100)
+        self._nodes: dict[str, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        """
+        Show one event.
+        """
+        self.progress.update(self._whole, completed=event.percent, description=f"The job: {event.kind}")
+        if event.node_id is None:
+            if event.kind in {"delivering", "done"}:
+                self._finish()
+            return
+        if event.node_id not in self._nodes:
+            self._finish()
+            title = event.title or event.class_type or ""
+            self._nodes[event.node_id] = self.progress.add_task(
+                f"  {event.node_id} {title}"[:40], total=event.max or 1
+            )
+        self.progress.update(self._nodes[event.node_id], completed=event.value or 0, total=event.max or 1)
+
+    def _finish(self) -> None:
+        for task in self._nodes.values():
+            total = self.progress.tasks[task].total
+            self.progress.update(task, completed=total)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """
+    Say why, and end the program.
+    """
+    console.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """
+    Run the command line.
+    """
+    app()
+
+
+if __name__ == "__main__":
+    main()

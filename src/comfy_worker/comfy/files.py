@@ -1,0 +1,203 @@
+"""
+ComfyUI's folders, as the worker reaches them: on a shared disk, or over HTTP.
+
+One small interface for both; stage and collect do not know which they were given.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Protocol
+
+from comfy_worker.collect import inside
+from comfy_worker.comfy.client import Client
+from comfy_worker.errors import ComfyUnavailable
+
+logger = logging.getLogger(__name__)
+
+CACHED = "cw-"
+
+
+class ComfyFiles(Protocol):
+    """
+    Where inputs go and outputs come from.
+    """
+
+    def place(self, name: str, source: Path) -> str:
+        """
+        Make `source` readable for nodes under `name`; return the name to use. `source` may be moved away.
+        """
+
+    def release(self, name: str) -> None:
+        """
+        Say that one job no longer uses the name `place` returned.
+        """
+
+    def locate(self, type_: str, subfolder: str, filename: str, scratch: Path) -> Path | None:
+        """
+        Return a path to read an output from, None when ComfyUI no longer has it. `scratch` is a folder of the job.
+        """
+
+    def clear(self, folder: str) -> None:
+        """
+        Remove the output folder of one run.
+        """
+
+
+class SharedFiles:
+    """
+    ComfyUI's folders on this disk. Writes are atomic, every path is checked to lie inside its folder.
+
+    Unused inputs stay, so that ComfyUI's cache stays warm, until they are older than `max_age_s` or all together
+    larger than `max_bytes`.
+    """
+
+    def __init__(
+        self,
+        input_: Path,
+        output: Path,
+        temp: Path | None,
+        *,
+        max_bytes: float = 4e9,
+        max_age_s: float = 86_400.0,
+    ) -> None:
+        self._folders = {"input": input_, "output": output, **({"temp": temp} if temp else {})}
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._lock = threading.Lock()
+        self._in_use: Counter[str] = Counter()
+
+    def place(self, name: str, source: Path) -> str:
+        """
+        Move `source` into the input folder unless a cached file of that name is there.
+        """
+        folder = self._folders["input"]
+        target = folder / name
+        with self._lock:
+            self._in_use[name] += 1
+        if name.startswith(CACHED) and target.exists():
+            os.utime(target)
+            return name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{uuid.uuid4().hex}.part")
+        try:
+            # A copy, not a link: ComfyUI 0.27 refuses links that lead out of its folder.
+            shutil.move(source, partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return name
+
+    def release(self, name: str) -> None:
+        """
+        Count one user of an input less; a plain name that nobody uses is removed at once, a cached one by `prune`.
+        """
+        with self._lock:
+            self._in_use[name] -= 1
+            unused = self._in_use[name] <= 0
+            if unused:
+                del self._in_use[name]
+        if unused and not name.startswith(CACHED):
+            (self._folders["input"] / name).unlink(missing_ok=True)
+            self._drop_empty_parents(name)
+
+    def _drop_empty_parents(self, name: str) -> None:
+        for parent in list(Path(name).parents)[:-1]:
+            try:
+                (self._folders["input"] / parent).rmdir()
+            except OSError:
+                return
+
+    def locate(self, type_: str, subfolder: str, filename: str, scratch: Path) -> Path | None:
+        """
+        Return the path of an output, None when it is gone or would lie outside its folder.
+        """
+        folder = self._folders.get(type_)
+        path = inside(folder, subfolder, filename) if folder else None
+        return path if path is not None and path.is_file() else None
+
+    def clear(self, folder: str) -> None:
+        """
+        Remove the output folder of one run, in every place where nodes may have saved.
+        """
+        for name in ("output", "temp"):
+            root = self._folders.get(name)
+            if root is not None:
+                shutil.rmtree(root / folder, ignore_errors=True)
+
+    def prune(self, now: float) -> int:
+        """
+        Remove unused cached inputs that are too old or too many, oldest first; return how many. `now` in epoch seconds.
+        """
+        found: list[tuple[float, int, Path]] = []
+        for path in self._folders["input"].glob(f"{CACHED}*"):
+            try:
+                stat = path.stat()
+            except OSError:
+                continue
+            found.append((stat.st_mtime, stat.st_size, path))
+        left, removed = sum(size for _, size, _ in found), 0
+        for modified, size, path in sorted(found):
+            if now - modified <= self._max_age_s and left <= self._max_bytes:
+                break
+            with self._lock:
+                if self._in_use[path.name] > 0:
+                    continue
+                path.unlink(missing_ok=True)
+            left, removed = left - size, removed + 1
+        return removed
+
+
+class RemoteFiles:
+    """
+    ComfyUI's folders over HTTP: /upload/image and /view. ComfyUI has no route to remove a file.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def place(self, name: str, source: Path) -> str:
+        """
+        Upload `source`; equal bytes under an equal name are stored once by ComfyUI itself.
+        """
+        return self._client.upload(name, source)
+
+    def release(self, name: str) -> None:
+        """
+        Leave the file: ComfyUI cannot remove it.
+        """
+
+    def locate(self, type_: str, subfolder: str, filename: str, scratch: Path) -> Path | None:
+        """
+        Download an output into `scratch`.
+        """
+        target = scratch / f"{uuid.uuid4().hex}{Path(filename).suffix[:16]}"
+        return target if self._client.view(filename, subfolder, type_, target) else None
+
+    def clear(self, folder: str) -> None:
+        """
+        Leave the folder: ComfyUI cannot remove it.
+        """
+
+
+def probe_shared(input_: Path, client: Client) -> bool:
+    """
+    Return whether ComfyUI sees this input folder, by a file that is put there and asked for over HTTP.
+    """
+    name = f"{CACHED}probe-{uuid.uuid4().hex}.txt"
+    marker, echo = input_ / name, input_ / f".{name}.echo"
+    try:
+        marker.write_text("comfy-worker")
+        return client.view(name, "", "input", echo)
+    except ComfyUnavailable:
+        return True  # not up yet: the operator's word counts
+    except OSError as exc:
+        logger.warning("COMFY_INPUT_DIR cannot be written: %s", type(exc).__name__)
+        return False
+    finally:
+        marker.unlink(missing_ok=True)
+        echo.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""
+Which ComfyUI to use and how to start it: a decision over settings and what is on the disk. Starts nothing itself.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from comfy_worker.errors import ConfigInvalid
+from comfy_worker.settings import Settings
+
+GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+PLACES = ("/comfyui", "~/comfy/ComfyUI")
+"""Where the images put ComfyUI, and comfy-cli's default workspace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """
+    One ComfyUI to use. `command` is empty for one that runs already; the folders are None where they are not known.
+    """
+
+    kind: Literal["running", "comfyui", "builtin"]
+    url: str
+    command: tuple[str, ...] = ()
+    folder: Path | None = None
+    input: Path | None = None
+    output: Path | None = None
+    temp: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """
+        What it is, for people.
+        """
+        names = {"running": f"ComfyUI at {self.url}", "comfyui": f"ComfyUI in {self.folder}"}
+        return names.get(self.kind, "the built-in engine")
+
+
+def running(settings: Settings) -> Launch:
+    """
+    Return the ComfyUI at COMFYUI_URL.
+    """
+    return Launch(
+        "running", str(settings.comfyui_url), input=settings.comfy_input_dir, output=settings.comfy_output_dir
+    )
+
+
+def installed(settings: Settings) -> Path | None:
+    """
+    Return the folder of an installed ComfyUI: COMFYUI_PATH, the image's, or comfy-cli's default.
+
+    Raises:
+        ConfigInvalid: COMFYUI_PATH is set and is not one.
+    """
+    if settings.comfyui_path is not None:
+        if not (settings.comfyui_path / "main.py").is_file():
+            raise ConfigInvalid(["COMFYUI_PATH must be the folder of a ComfyUI, with main.py in it"])
+        return settings.comfyui_path.resolve()
+    places = (Path(place).expanduser() for place in PLACES)
+    return next((place for place in places if (place / "main.py").is_file()), None)
+
+
+def comfyui(settings: Settings, folder: Path, port: int, scratch: Path) -> Launch:
+    """
+    Return how to start the ComfyUI in `folder`; its temp folder lies in `scratch`, never shared with another instance.
+
+    ComfyUI wipes its temp folder at start, even when it then finds its port taken (0.27.0).
+    """
+    flags = [
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--disable-auto-launch",
+        "--temp-directory",
+        str(scratch),
+    ]
+    known = _known_flags(folder)
+    for flag, value in (("--verbose", settings.comfy_log_level), ("--log-stdout", None)):
+        if flag in known:
+            flags += [flag] if value is None else [flag, value]
+    if "--cpu" not in settings.comfyui_args and not has_gpu():
+        flags.append("--cpu")
+    return Launch(
+        "comfyui",
+        f"http://127.0.0.1:{port}",
+        (str(python_of(settings, folder)), "main.py", *flags, *settings.comfyui_args),
+        folder,
+        folder / "input",
+        folder / "output",
+        scratch / "temp",
+    )
+
+
+def builtin(port: int, scratch: Path, extra: Sequence[str] = ()) -> Launch:
+    """
+    Return how to start the built-in engine, with all its folders in `scratch`.
+    """
+    folders = {name: scratch / name for name in ("input", "output")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    flags = ["--listen", "127.0.0.1", "--port", str(port), "--temp-directory", str(scratch)]
+    flags += ["--input-directory", str(folders["input"]), "--output-directory", str(folders["output"])]
+    return Launch(
+        "builtin",
+        f"http://127.0.0.1:{port}",
+        (sys.executable, "-m", "comfy_worker.standin", *flags, *extra),
+        scratch,
+        folders["input"],
+        folders["output"],
+        scratch / "temp",
+    )
+
+
+def python_of(settings: Settings, folder: Path) -> Path:
+    """
+    Return the interpreter of a ComfyUI: COMFYUI_PYTHON, a virtual environment in or beside its folder, else ours.
+    """
+    if settings.comfyui_python is not None:
+        return settings.comfyui_python
+    places = [folder / name / "bin" / "python" for name in (".venv", "venv")]
+    places += [folder.parent / ".venv" / "bin" / "python"]
+    return next((place for place in places if place.exists()), Path(sys.executable))
+
+
+def has_gpu(signs: Sequence[str] = GPU_SIGNS) -> bool:
+    """
+    Return whether a GPU that ComfyUI could use is in sight; without one it only starts with `--cpu`.
+    """
+    return sys.platform == "darwin" or any(Path(sign).exists() for sign in signs)
+
+
+def _known_flags(folder: Path) -> str:
+    # An unknown flag ends ComfyUI with exit code 2, so ask its own list first.
+    try:
+        return (folder / "comfy" / "cli_args.py").read_text(encoding="utf-8")
+    except OSError:
+        return ""

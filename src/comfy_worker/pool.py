@@ -1,0 +1,173 @@
+"""
+The pipeline threads and the bounded queue in front of them: run, join, cancel, drain.
+
+Concurrency is the number of threads and nothing else; ComfyUI's own queue is the GPU lane.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from comfy_worker import log
+from comfy_worker.deadline import Deadline
+from comfy_worker.errors import JobCancelled, WorkerBusy, WorkerError
+from comfy_worker.job import Event, Job, Observer, Result
+
+logger = logging.getLogger(__name__)
+
+Run = Callable[[Job, Deadline, Observer], Result]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """
+    One run of a job, and everybody who waits for it.
+    """
+
+    job: Job
+    deadline: Deadline
+    observers: list[Observer]
+    waiting: list[Future[Result]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """
+    One caller's claim on a run. `future` ends with the result or a `WorkerError`, always within the job's deadline.
+    """
+
+    future: Future[Result]
+    _cancel: Callable[[Future[Result]], None]
+
+    def cancel(self) -> None:
+        """
+        Give the claim back; the run is stopped when nobody else waits for it. Returns at once, `future` ends later.
+        """
+        self._cancel(self.future)
+
+
+class Pool:
+    """
+    Runs jobs on `threads` threads; at most `limit` more wait.
+    """
+
+    def __init__(self, run: Run, *, threads: int, limit: int) -> None:
+        self._run = run
+        self._limit = limit
+        self._lock = threading.Condition()
+        self._queue: deque[_Entry] = deque()
+        self._entries: dict[str, _Entry] = {}
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"pipeline-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job, observe: Observer) -> Ticket:
+        """
+        Take the job on. A job that is running already under the same id, workflow and inputs is joined, not run again.
+
+        Raises:
+            WorkerBusy: the queue is full, or the worker shuts down.
+        """
+        future: Future[Result] = Future()
+        future.set_running_or_notify_cancel()  # from here on only the run ends it
+        with self._lock:
+            if self._closing:
+                raise WorkerBusy("The worker is shutting down and takes no more jobs.")
+            entry = self._entries.get(job.id)
+            if entry is not None and entry.job == job and not entry.deadline.cancelled:
+                entry.observers.append(observe)
+            else:
+                if len(self._queue) >= self._limit:
+                    raise WorkerBusy(f"{self._limit} jobs wait already; send the job again later.")
+                entry = _Entry(job, Deadline(job.timeout_s), [observe])
+                self._entries[job.id] = entry
+                self._queue.append(entry)
+                self._lock.notify()
+            entry.waiting.append(future)
+        return Ticket(future, lambda claim: self._give_back(entry, claim))
+
+    @property
+    def busy(self) -> int:
+        """
+        How many jobs run or wait.
+        """
+        with self._lock:
+            return len(self._queue) + len(self._entries)
+
+    def close(self, timeout_s: float) -> None:
+        """
+        Take no more jobs, cancel those that wait, give the running ones `timeout_s`, then cancel those too.
+        """
+        with self._lock:
+            self._closing = True
+            waiting = list(self._queue)
+            self._lock.notify_all()
+        for entry in waiting:
+            entry.deadline.cancel()
+        each = timeout_s / max(1, len(self._threads))
+        for thread in self._threads:
+            thread.join(each)
+        with self._lock:
+            running = list(self._entries.values())
+        for entry in running:
+            entry.deadline.cancel()
+        for thread in self._threads:
+            thread.join(10.0)
+
+    def _give_back(self, entry: _Entry, claim: Future[Result]) -> None:
+        with self._lock:
+            others = [future for future in entry.waiting if future is not claim]
+            if others and claim in entry.waiting:
+                entry.waiting = others
+                alone = False
+            else:
+                alone = True
+        if alone:
+            entry.deadline.cancel()
+        else:
+            claim.set_exception(
+                JobCancelled("The job was cancelled; the same job goes on for another caller.")
+            )
+
+    def _work(self) -> None:
+        while (entry := self._next()) is not None:
+            token = log.current_job.set(entry.job.id)
+            try:
+                self._finish(entry)
+            finally:
+                log.current_job.reset(token)
+
+    def _next(self) -> _Entry | None:
+        with self._lock:
+            self._lock.wait_for(lambda: self._queue or self._closing)
+            return self._queue.popleft() if self._queue else None
+
+    def _finish(self, entry: _Entry) -> None:
+        result: Result | None = None
+        error: BaseException | None = None
+        try:
+            result = self._run(entry.job, entry.deadline, lambda event: self._tell(entry, event))
+        except BaseException as exc:
+            error = exc
+            if not isinstance(exc, WorkerError):
+                logger.exception("The job ended by a fault of the worker.")
+        with self._lock:
+            if self._entries.get(entry.job.id) is entry:
+                del self._entries[entry.job.id]
+            waiting, entry.waiting = entry.waiting, []
+        for future in waiting:
+            if error is not None:
+                future.set_exception(error)
+            elif result is not None:
+                future.set_result(result)
+
+    def _tell(self, entry: _Entry, event: Event) -> None:
+        for observe in tuple(entry.observers):
+            observe(event)

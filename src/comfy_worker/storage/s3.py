@@ -1,0 +1,267 @@
+"""
+S3 and everything that speaks it: put files, hand out links, read inputs. The only importer of boto3.
+
+boto3 takes a third of a second to import, so it is imported by the first use of a bucket, not by this module.
+No text that leaves here holds a key, a signature or the query of a signed URL.
+"""
+
+import hashlib
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from comfy_worker.errors import DeliveryFailed, InputUnavailable, WorkerError
+from comfy_worker.job import Bucket
+from comfy_worker.storage.endpoint import DEFAULT_REGION, check, hints, region_of, without_bucket
+from comfy_worker.storage.reasons import reason
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["PART_BYTES", "S3Store", "Stores", "check", "hints"]
+
+PART_BYTES = 8 << 20
+_READ_BYTES = 256 << 10
+_MOST_CLIENTS = 16  # jobs may bring their own bucket
+_ATTEMPTS = 3
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """
+    How long S3 may take, in seconds, and how often a transient failure is tried again.
+    """
+
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 60.0
+    retries: int = 3
+
+
+class Stores:
+    """
+    Makes the store of a bucket; clients are shared by all stores with the same endpoint and credentials. Thread-safe.
+    """
+
+    def __init__(self, patience: Patience = Patience(), today: Callable[[], date] = date.today) -> None:
+        self._patience = patience
+        self._today = today
+        self._lock = threading.Lock()
+        self._clients: OrderedDict[tuple[Any, ...], S3Client] = OrderedDict()
+
+    def __call__(self, bucket: Bucket) -> "S3Store":
+        return S3Store(bucket, self._client, self._today)
+
+    def _client(self, bucket: Bucket) -> "S3Client":
+        key = _identity(bucket)
+        with self._lock:
+            client = self._clients.get(key)
+            if client is None:
+                client = self._clients[key] = _connect(bucket, self._patience)
+            self._clients.move_to_end(key)
+            while len(self._clients) > _MOST_CLIENTS:
+                self._clients.popitem(last=False)[1].close()
+        return client
+
+    def close(self) -> None:
+        """
+        Close the idle connections of every client.
+        """
+        with self._lock:
+            while self._clients:
+                self._clients.popitem()[1].close()
+
+
+class S3Store:
+    """
+    One bucket; a `store.Store`. `bucket.bucket` None is the legacy layout: the month stands where the bucket does.
+    """
+
+    def __init__(
+        self, bucket: Bucket, client: Callable[[Bucket], "S3Client"], today: Callable[[], date]
+    ) -> None:
+        self._bucket = bucket
+        self._client = client
+        self._today = today
+
+    def put(self, key: str, content: Path | bytes, mime: str, check: Callable[[], None] = _nothing) -> str:
+        """
+        Store `content` under `key`, streamed from disk, in parts of 8 MiB when it is larger; return a URL for it.
+
+        `check` is called while bytes are sent; what it raises ends the upload.
+
+        Raises:
+            DeliveryFailed: the reason, with HTTP status and S3 error code, without the file's name.
+        """
+        with _translated(DeliveryFailed, check):
+            name = self._bucket.bucket or f"{self._today():%m-%y}"
+            client = self._client(self._bucket)
+            _send(client, name, key, content, mime, check)
+            return self._link(client, name, key)
+
+    def read(self, url: str, to: Path, max_bytes: int, check: Callable[[], None] = _nothing) -> str | None:
+        """
+        Write the object that `s3://bucket/key` names into the file `to`; return its MIME type if it has one.
+
+        Raises:
+            InputUnavailable: it is not there, may not be read, or is larger than `max_bytes`.
+        """
+        name, _, key = url.removeprefix("s3://").partition("/")
+        if not name or not key:
+            raise InputUnavailable("an S3 address has the form s3://bucket/key")
+        with _translated(InputUnavailable, check):
+            client = self._client(self._bucket)
+            for attempt in range(_ATTEMPTS):
+                check()
+                try:
+                    return _receive(client, name, key, to, max_bytes, check)
+                except _broken_streams():
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+        raise AssertionError("the last attempt returned or raised")
+
+    def _link(self, client: "S3Client", name: str, key: str) -> str:
+        if self._bucket.public_url is not None:
+            path = key if self._bucket.bucket else f"{name}/{key}"
+            return f"{self._bucket.public_url.rstrip('/')}/{quote(path, safe='/~')}"
+        return client.generate_presigned_url(
+            "get_object", Params={"Bucket": name, "Key": key}, ExpiresIn=self._bucket.expiry_s
+        )
+
+
+def _identity(bucket: Bucket) -> tuple[Any, ...]:
+    token = bucket.session_token.get_secret_value() if bucket.session_token else ""
+    secrets = f"{bucket.secret_key.get_secret_value()}\0{token}"
+    return (
+        bucket.endpoint_url,
+        bucket.access_key,
+        hashlib.sha256(secrets.encode()).hexdigest(),
+        bucket.region,
+        bucket.addressing_style,
+        bucket.bucket,
+    )
+
+
+def _connect(bucket: Bucket, patience: Patience) -> "S3Client":
+    import boto3
+    from botocore.config import Config
+
+    endpoint = bucket.endpoint_url
+    if endpoint is not None and bucket.bucket is not None:
+        endpoint = without_bucket(endpoint, bucket.bucket)
+    token = bucket.session_token
+    # A session of its own: the default one is shared with whoever else uses boto3, and making clients is not safe there.
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=bucket.region or (region_of(bucket.endpoint_url) if endpoint else DEFAULT_REGION),
+        aws_access_key_id=bucket.access_key,
+        aws_secret_access_key=bucket.secret_key.get_secret_value(),
+        aws_session_token=token.get_secret_value() if token else None,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": bucket.addressing_style if bucket.bucket else "path"},
+            # GCS, R2 and older MinIO refuse the checksums that boto3 sends since 1.36.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"mode": "standard", "max_attempts": patience.retries},
+            connect_timeout=patience.connect_timeout_s,
+            read_timeout=patience.read_timeout_s,
+            max_pool_connections=32,
+        ),
+    )
+
+
+class _Watched(io.BufferedReader):
+    """
+    A file that asks before each read whether it may go on.
+    """
+
+    def __init__(self, path: Path, check: Callable[[], None]) -> None:
+        super().__init__(io.FileIO(path))
+        self._check = check
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check()
+        return super().read(size)
+
+
+def _send(
+    client: "S3Client", bucket: str, key: str, content: Path | bytes, mime: str, check: Callable[[], None]
+) -> None:
+    check()
+    if isinstance(content, bytes):
+        client.put_object(Bucket=bucket, Key=key, Body=content, ContentType=mime)
+    elif content.stat().st_size < PART_BYTES:
+        with _Watched(content, check) as body:
+            client.put_object(Bucket=bucket, Key=key, Body=body, ContentType=mime)
+    else:
+        _send_parts(client, bucket, key, content, mime, check)
+
+
+def _send_parts(
+    client: "S3Client", bucket: str, key: str, path: Path, mime: str, check: Callable[[], None]
+) -> None:
+    from boto3.s3.transfer import TransferConfig
+
+    # Parts are read from disk while they are sent, so memory does not grow with their size.
+    config = TransferConfig(
+        multipart_threshold=PART_BYTES,
+        multipart_chunksize=PART_BYTES,
+        max_concurrency=4,
+        preferred_transfer_client="classic",
+    )
+    client.upload_file(
+        str(path), bucket, key, ExtraArgs={"ContentType": mime}, Callback=lambda _: check(), Config=config
+    )
+
+
+def _receive(
+    client: "S3Client", bucket: str, key: str, to: Path, max_bytes: int, check: Callable[[], None]
+) -> str | None:
+    answer = client.get_object(Bucket=bucket, Key=key)
+    size = answer["ContentLength"]
+    with answer["Body"] as body, to.open("wb") as file:
+        for chunk in body.iter_chunks(_READ_BYTES):
+            check()
+            size = max(size, file.tell() + len(chunk))
+            if size > max_bytes:
+                raise InputUnavailable(f"it has more than {max_bytes} bytes, the most an input may have")
+            file.write(chunk)
+    return answer.get("ContentType")
+
+
+def _broken_streams() -> tuple[type[Exception], ...]:
+    from botocore import exceptions
+
+    return (exceptions.IncompleteReadError, exceptions.ResponseStreamingError, exceptions.ReadTimeoutError)
+
+
+@contextmanager
+def _translated(error: type[WorkerError], check: Callable[[], None]) -> Iterator[None]:
+    """
+    The one place where exceptions of boto3, botocore and s3transfer become ours.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from s3transfer.exceptions import CancelledError, RetriesExceededError, TransferNotDoneError
+
+    try:
+        yield
+    except (
+        *(ClientError, BotoCoreError, Boto3Error, CancelledError, RetriesExceededError, TransferNotDoneError),
+        *(OSError, ValueError),
+    ) as exc:
+        # What `check` raised while bytes were sent comes back wrapped as a failure of the connection.
+        check()
+        raise error(reason(exc)) from exc

@@ -1,0 +1,92 @@
+"""
+What every test stands on: a clean environment, the built-in engine, and workers wired to it.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import pictures
+
+from comfy_worker import settings, wiring
+from comfy_worker.comfy.launch import Launch
+from comfy_worker.settings import Settings
+from comfy_worker.standin.thread import EngineThread
+from comfy_worker.wiring import Worker
+
+OURS = {name for entry in settings.fields(Settings) for name in settings.names_of(entry)}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Keep every test free of the settings and proxies of whoever runs it.
+    """
+    for name in list(os.environ):
+        if (
+            name in OURS
+            or name.startswith(("RUNPOD_", "AWS_", "BUCKET_", "S3_"))
+            or name.lower().endswith("_proxy")
+        ):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineThread]:
+    """
+    The built-in engine with its test nodes, shared by the whole run.
+    """
+    with EngineThread(tmp_path_factory.mktemp("engine"), test_nodes=True) as running:
+        yield running
+
+
+def launch_of(engine: EngineThread, *, shared_disk: bool = True) -> Launch:
+    """
+    Describe a running built-in engine as a worker sees it.
+    """
+    if not shared_disk:
+        return Launch("running", engine.url)
+    folders = engine.folders
+    return Launch("running", engine.url, input=folders.input, output=folders.output, temp=folders.temp)
+
+
+WorkerFactory = Callable[..., Worker]
+
+
+@pytest.fixture
+def make_worker() -> Iterator[WorkerFactory]:
+    """
+    Build workers for a launch, `make_worker(launch, websocket_reconnect_attempts=0, ...)`, and close them at the end.
+    """
+    workers: list[Worker] = []
+
+    def make(launch: Launch, **fields: Any) -> Worker:
+        quick = Settings(comfy_restart_delay=0.1, websocket_reconnect_delay_s=0.1, cancel_grace_s=10.0)
+        scratch = Path(tempfile.mkdtemp(prefix="comfy-worker-test-"))
+        worker = wiring.build(replace(quick, **fields), launch, scratch).start()
+        workers.append(worker)
+        return worker
+
+    yield make
+    for worker in workers:
+        worker.close(drain_s=5.0)
+
+
+@pytest.fixture
+def worker(engine: EngineThread, make_worker: WorkerFactory) -> Worker:
+    """
+    A worker on the built-in engine, with a shared disk.
+    """
+    return make_worker(launch_of(engine))
+
+
+@pytest.fixture
+def invert_job() -> dict[str, Any]:
+    """
+    A job with one input picture: load, invert, save.
+    """
+    return pictures.invert_job("job-1", pictures.png((8, 6), (10, 20, 30)))

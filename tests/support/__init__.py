@@ -1,0 +1,3 @@
+"""
+Helpers that more than one test file needs; nothing here asserts.
+"""
