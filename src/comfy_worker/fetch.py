@@ -10,21 +10,20 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 from requests import exceptions as http
 from urllib3 import exceptions as wire
-from urllib3.util import parse_url
 
 from comfy_worker import __version__, parallel
 from comfy_worker.deadline import Deadline
 from comfy_worker.errors import InputUnavailable, JobFailed, WorkerError
-from comfy_worker.fetch_guard import Guard, Line, PinnedAdapter, Resolve, resolve
+from comfy_worker.fetch_guard import Guard, Line, PinnedAdapter, Resolve, checked, redirected, resolve
 
 STAGE = "fetching inputs"
 MOST_REDIRECTS = 5
@@ -50,9 +49,8 @@ FAILURES: tuple[tuple[type[Exception], str, bool], ...] = (
     (wire.ProtocolError, "the connection broke before the end", True),
     (http.ContentDecodingError, "its content could not be decoded", False),
     (wire.DecodeError, "its content could not be decoded", False),
-    (http.RequestException, "it is not a valid URL", False),
-    (wire.HTTPError, "it is not a valid URL", False),
-    (OSError, "the connection broke before the end", True),
+    (http.RequestException, "the request failed", False),
+    (wire.HTTPError, "the request failed", False),
     (ValueError, "it is not a valid URL", False),
 )
 
@@ -123,7 +121,10 @@ class Fetcher:
             InputUnavailable: it cannot or may not be had; the text names `field` and the reason.
             JobCancelled, JobTimedOut: the deadline said so.
         """
-        (result,) = self._run([Item(url, to, field)], deadline, max_bytes, s3)
+        item = Item(url, to, field)
+        (result,) = self._run([item], deadline, max_bytes, s3)
+        if isinstance(result, InputUnavailable):
+            raise InputUnavailable(_text(item, result), field=field) from result
         if isinstance(result, WorkerError):
             raise result
         return result
@@ -144,7 +145,7 @@ class Fetcher:
         for item in items:
             result = results[item.url]
             if isinstance(result, InputUnavailable):
-                failures[item.field] = str(result).replace(repr(first[item.url].field), repr(item.field), 1)
+                failures[item.field] = _text(item, result)
             elif isinstance(result, WorkerError):
                 raise result
             elif result.path != item.to:
@@ -167,17 +168,8 @@ class Fetcher:
             line.close()
 
     def _get(self, line: Line, item: Item, deadline: Deadline, max_bytes: int, s3: ReadS3 | None) -> Fetched:
-        try:
-            if item.url[:5].lower() == "s3://":
-                return _from_s3(item, deadline, max_bytes, s3)
-            return self._from_web(line, item, deadline, max_bytes)
-        except InputUnavailable as exc:
-            where = shown(item.url)
-            raise InputUnavailable(
-                f"'{item.field}' could not be fetched{f' from {where}' if where else ''}: {exc}", field=item.field
-            ) from exc
-
-    def _from_web(self, line: Line, item: Item, deadline: Deadline, max_bytes: int) -> Fetched:
+        if item.url[:5].lower() == "s3://":
+            return _from_s3(item, deadline, max_bytes, s3)
         for pause_s in (*self._pauses_s, None):
             try:
                 return self._once(line, item, deadline, max_bytes)
@@ -196,11 +188,11 @@ class Fetcher:
                 with _translated(), contextlib.closing(self._ask(adapter, url, deadline)) as response:
                     if not response.is_redirect:
                         return _saved(response, item.to, max_bytes, deadline)
-                    url = _redirected(response)
+                    url = redirected(response)
         raise InputUnavailable(f"it redirects more than {MOST_REDIRECTS} times")
 
     def _ask(self, adapter: PinnedAdapter, url: str, deadline: Deadline) -> requests.Response:
-        request = requests.Request("GET", _checked(url), HEADERS).prepare()
+        request = requests.Request("GET", checked(url), HEADERS).prepare()
         connect_s, read_s = (max(0.01, min(limit, deadline.left_s)) for limit in self._timeouts_s)
         return adapter.send(request, stream=True, timeout=(connect_s, read_s), verify=self._verify)
 
@@ -218,22 +210,9 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{host}{path}" if host else ""
 
 
-def _checked(url: str) -> str:
-    parts = parse_url(url)
-    if parts.scheme not in {"http", "https"} or not parts.host:
-        raise InputUnavailable("only http, https and s3 URLs with a host can be fetched")
-    if parts.auth is not None:
-        raise InputUnavailable("a URL with a user or password in it is not accepted")
-    return url
-
-
-def _redirected(response: requests.Response) -> str:
-    # Header values arrive as Latin-1, and the address in them is UTF-8.
-    location = response.headers["Location"].encode("latin-1").decode("utf-8", "replace")
-    url = urljoin(response.url, location)
-    if response.url.startswith("https:") and not url.startswith("https:"):
-        raise InputUnavailable("it redirects from https to something less safe")
-    return url
+def _text(item: Item, error: InputUnavailable) -> str:
+    where = shown(item.url)
+    return f"'{item.field}' could not be fetched{f' from {where}' if where else ''}: {error}"
 
 
 def _saved(response: requests.Response, to: Path, max_bytes: int, deadline: Deadline) -> Fetched:
@@ -243,15 +222,71 @@ def _saved(response: requests.Response, to: Path, max_bytes: int, deadline: Dead
         raise InputUnavailable(f"the server answered {response.status_code}")
     announced = response.headers.get("Content-Length", "")
     if announced.isascii() and announced.isdigit():
-        _check_size(int(announced), max_bytes)
+        _check(int(announced), max_bytes)
     digest, size = hashlib.sha256(), 0
-    with _part_of(to) as part, _disk(part.open("wb")) as file:
+    with _part_of(to) as part, part.open("wb") as file:
         # read1 comes back with what there is, so that a slow sender cannot hold this loop from its checks.
         while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
             deadline.check(STAGE)
             size += len(chunk)
-            _check_size(size, max_bytes)
+            _check(size, max_bytes)
             digest.update(chunk)
             file.write(chunk)
+        if not size:
+            raise InputUnavailable("the file is empty")
     mime = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     return Fetched(to, size, mime or None, digest.hexdigest())
+
+
+def _from_s3(item: Item, deadline: Deadline, max_bytes: int, read: ReadS3 | None) -> Fetched:
+    if read is None:
+        raise InputUnavailable(
+            "an s3 URL needs a bucket: BUCKET_ENDPOINT_URL on the worker, or the job's `s3Config`"
+        )
+    with _translated(), _part_of(item.to) as part:
+        mime = read(item.url, part, max_bytes, partial(deadline.check, STAGE))
+        size = part.stat().st_size
+        if not size:
+            raise InputUnavailable("the file is empty")
+        with part.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    return Fetched(item.to, size, mime, digest.hexdigest())
+
+
+def _check(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise InputUnavailable(f"it has more than {max_bytes:,} bytes, the most an input may have")
+
+
+@contextlib.contextmanager
+def _part_of(to: Path) -> Iterator[Path]:
+    """
+    Give a name beside `to`; what was written there becomes `to` when the block ends well, and is gone when not.
+    """
+    part = to.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        yield part
+        os.replace(part, to)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _shared(path: Path, to: Path) -> None:
+    try:
+        os.link(path, to)
+    except OSError:  # the file system knows no links, or the name exists
+        with _translated():
+            shutil.copyfile(path, to)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (http.RequestException, wire.HTTPError, ValueError) as exc:
+        text, passes = next((text, passes) for kind, text, passes in FAILURES if isinstance(exc, kind))
+        raise (_Again if passes else InputUnavailable)(text) from exc
+    except OSError as exc:
+        raise JobFailed(
+            "An input could not be saved: the worker's disk is full or cannot be written to."
+        ) from exc

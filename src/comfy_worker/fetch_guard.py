@@ -11,11 +11,14 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
+from urllib.parse import urljoin
 
+import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError
+from urllib3.util import parse_url
 
 from comfy_worker.errors import InputUnavailable
 
@@ -69,6 +72,36 @@ def resolve(host: str, port: int) -> list[str]:
     if isinstance(result, OSError):
         raise result
     return result
+
+
+def checked(url: str) -> str:
+    """
+    Return the URL when it is one that may be asked for.
+
+    Raises:
+        InputUnavailable: another scheme, no host, or credentials in it.
+    """
+    parts = parse_url(url)
+    if parts.scheme not in {"http", "https"} or not parts.host:
+        raise InputUnavailable("only http, https and s3 URLs with a host can be fetched")
+    if parts.auth is not None:
+        raise InputUnavailable("a URL with a user or password in it is not accepted")
+    return url
+
+
+def redirected(response: requests.Response) -> str:
+    """
+    Return where a redirect leads; the new URL is still to be `checked`.
+
+    Raises:
+        InputUnavailable: it leads from https to http.
+    """
+    # Header values arrive as Latin-1, and the address in them is UTF-8.
+    location = response.headers["Location"].encode("latin-1").decode("utf-8", "replace")
+    url = urljoin(response.url, location)
+    if response.url.startswith("https:") and not url.startswith("https:"):
+        raise InputUnavailable("it redirects from https to something less safe")
+    return url
 
 
 class Guard:

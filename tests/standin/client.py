@@ -73,6 +73,7 @@ class Socket:
         Close the connection; a second time does nothing.
         """
         self.ws.close(timeout=1)
+        self.ws.shutdown()
 
 
 def is_null_event(message: dict[str, Any], prompt_id: str) -> bool:

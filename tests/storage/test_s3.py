@@ -2,6 +2,7 @@
 Tests of the S3 store against moto behind a layer that checks signatures as S3 does.
 """
 
+import gc
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import boto3.exceptions
 import botocore.exceptions
 import pytest
 from pydantic import SecretStr
-from sigv4 import SigV4, served, sink
+from storage.sigv4 import SigV4, served, sink
 
 from comfy_worker.deadline import Deadline
 from comfy_worker.deliver import deliver
@@ -76,9 +77,11 @@ def make() -> Iterator[Callable[..., Stores]]:
         one.close()
 
 
-@pytest.fixture
-def stores(make: Callable[..., Stores]) -> Stores:
-    return make()
+@pytest.fixture(scope="module")
+def stores() -> Iterator[Stores]:
+    one = Stores(QUICK, today=lambda: date(2026, 11, 3))
+    yield one
+    one.close()
 
 
 def get(url: str) -> tuple[bytes, str]:
@@ -173,7 +176,7 @@ def test_runpod_14_46_each_job_bucket_is_used_with_its_own_credentials(
     s3: SigV4, bucket: Bucket, stores: Stores
 ) -> None:
     """Stores for two credentials do not share a client, two stores for one do."""
-    mine, same = stores._stores._client(bucket), stores._client(replace(bucket, prefix="p", expiry_s=5))
+    mine, same = stores._client(bucket), stores._client(replace(bucket, prefix="p", expiry_s=5))
     other = stores._client(replace(bucket, secret_key=SecretStr("other")))
 
     assert mine is same and mine is not other
@@ -181,7 +184,7 @@ def test_runpod_14_46_each_job_bucket_is_used_with_its_own_credentials(
 
 def test_s3_clients_of_jobs_do_not_pile_up(bucket: Bucket, stores: Stores) -> None:
     """The clients kept for buckets that jobs brought are bounded."""
-    for number in range(20):
+    for number in range(18):
         stores._client(replace(bucket, access_key=f"k{number}"))
 
     assert len(stores._clients) <= 16
@@ -329,6 +332,7 @@ def test_s3_public_url_replaces_signing(bucket: Bucket, stores: Stores) -> None:
     assert stores(public).put("j/é b.png", b"x", "image/png") == "https://cdn.example/x/j/%C3%A9%20b.png"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_s3_upload_ends_at_a_cancel(bucket: Bucket, tmp_path: Path, make: Callable[..., Stores]) -> None:
     """An upload under way ends with what the check raises, in one piece and in parts."""
     path = tmp_path / "f"
@@ -345,6 +349,7 @@ def test_s3_upload_ends_at_a_cancel(bucket: Bucket, tmp_path: Path, make: Callab
 
         with pytest.raises(JobCancelled):
             store.put("f", path, "video/mp4", check)
+    gc.collect()  # s3transfer leaves the files of parts that it never sent to the collector
 
 
 def test_s3_put_fails_when_the_file_is_gone(bucket: Bucket, tmp_path: Path, stores: Stores) -> None:
@@ -405,7 +410,7 @@ def test_s3_stores_may_be_used_by_many_threads(bucket: Bucket, stores: Stores) -
 
     def ask() -> None:
         start.wait(20)
-        made.append(stores._stores._client(bucket))
+        made.append(stores._client(bucket))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:

@@ -108,7 +108,7 @@ def _chosen(combo: Declared, values: Mapping[str, Any]) -> Iterator[Declared]:
 
 def _grown(growing: Declared) -> Iterator[Declared]:
     template = _mapping(growing.options.get("template"))
-    least = template.get("min", 0)
+    least = _count(template.get("min"))
     for config in _first_configs(_mapping(template.get("input"))):
         for index, label in enumerate(_grown_labels(template)):
             yield _declared(f"{growing.name}.", label, config, index < least)
@@ -122,12 +122,16 @@ def _first_configs(sections: Mapping[str, Any]) -> Iterator[Any]:
 def _grown_labels(template: Mapping[str, Any]) -> list[str]:
     if names := _list(template.get("names")):
         return [str(name) for name in names]
-    return [f"{template.get('prefix', '')}{index}" for index in range(int(template.get("max", 0)))]
+    return [f"{template.get('prefix', '')}{index}" for index in range(_count(template.get("max")))]
 
 
 def _declared(prefix: str, label: str, config: Any, required: bool) -> Declared:
     kind, options, *_ = [*_list(config), None, None]
     return Declared(prefix + label, label, kind, _mapping(options), required)
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 HELLO = '{"type":"feature_flags","data":{"supports_preview_metadata":true}}'
 PICTURE_LIMIT = 200
 PING_EVERY_S = 10.0
+FLAGS_WITHIN = 20
+"""Messages to read before going on without an answer to our flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +195,10 @@ class EventSocket:
         self._drop()
 
     def _wait_until_wanted(self) -> bool:
-        while not self._wanted.wait(60.0):
-            pass
-        return not self._closing.is_set()
+        while not self._closing.is_set():
+            if self._wanted.wait(1.0):
+                return not self._closing.is_set()
+        return False
 
     def _open(self) -> bool:
         client_id = uuid.uuid4().hex
@@ -205,6 +208,7 @@ class EventSocket:
                 f"{self._url}?clientId={client_id}", timeout=self._connect_timeout_s, http_no_proxy=["*"]
             )
             socket.send(HELLO)
+            _await_flags(socket)
         except (websocket.WebSocketException, OSError) as exc:
             logger.warning("The websocket to ComfyUI could not be opened: %s", type(exc).__name__)
             socket.shutdown()
@@ -274,6 +278,16 @@ _PARSERS: dict[int, Callable[[Any], Message]] = {
     websocket.ABNF.OPCODE_TEXT: messages.parse_text,
     websocket.ABNF.OPCODE_BINARY: messages.parse_binary,
 }
+
+
+def _await_flags(socket: websocket.WebSocket) -> None:
+    """
+    Read until ComfyUI has taken our flags: a prompt posted before would send pictures that do not say whose they are.
+    """
+    for _ in range(FLAGS_WITHIN):
+        opcode, data = socket.recv_data()
+        if opcode == websocket.ABNF.OPCODE_TEXT and isinstance(messages.parse_text(data), messages.FeatureFlags):
+            return
 
 
 def _ping(socket: websocket.WebSocket) -> bool:

@@ -66,7 +66,7 @@ def read(
     config, name = extra.get("input_config"), extra.get("input_name")
     wanted, limits, *_ = [*(config if isinstance(config, list) else []), None, None]
     is_choice = error.get("type") == "value_not_in_list"
-    info = {"input": {"required": {name: config}}} if config else None
+    info = {"input": {"required": {name: config}}} if config and isinstance(name, str) else None
     if info is None and is_choice and choices is not None and isinstance(class_type, str):
         info = dict(choices(class_type))
     return Problem(

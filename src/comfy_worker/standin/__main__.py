@@ -165,6 +165,8 @@ def main(argv: Sequence[str]) -> int:
     settings = settings_from(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.info("This is the %s.", ENGINE_NAME)
+    # The loop and the thread that runs prompts take turns; the default of 5 ms would show in every message.
+    sys.setswitchinterval(0.0005)
     return asyncio.run(serve(settings))
 
 

@@ -9,12 +9,17 @@ from comfy_worker.standin.cache import links
 from comfy_worker.standin.node import Blocked, Node, Returned
 
 
-def gather(inputs: Mapping[str, Any], value_of: Callable[[str, int], list[Any]]) -> dict[str, list[Any]]:
+def gather(
+    node: Node, inputs: Mapping[str, Any], value_of: Callable[[str, int], list[Any]]
+) -> dict[str, list[Any]]:
     """
-    Return the values of each input as a list: what a link brings, or the one value of a widget.
+    Return the values of each input that the class has as a list: what a link brings, or the one value of a widget.
     """
-    linked = links(inputs)
-    return {name: value_of(*linked[name]) if name in linked else [value] for name, value in inputs.items()}
+    # Sub-inputs of a dynamic choice have dotted names: `format.quality`.
+    declared = {row.name for row in node.inputs}
+    known = {name: value for name, value in inputs.items() if name.split(".")[0] in declared}
+    linked = links(known)
+    return {name: value_of(*linked[name]) if name in linked else [value] for name, value in known.items()}
 
 
 def blocker(values: Mapping[str, Sequence[Any]]) -> Blocked | None:

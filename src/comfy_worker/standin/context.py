@@ -103,3 +103,11 @@ class RunContext:
         """
         self.flush()
         self._outbox.text(self.node_id, text)
+
+
+def has_previews(asked: Any, default: str) -> bool:
+    """
+    Tell whether pictures of ticks are sent: what the prompt asked for, or the engine's flag where that is no method.
+    """
+    method = asked if asked in ("none", "auto", "latent2rgb", "taesd") else default
+    return method != "none"

@@ -5,7 +5,7 @@ A sound is float32 [batch, channels, samples] in -1..1 with its sample rate. No 
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -53,7 +53,12 @@ def encode_sound(sound: Sound, kind: str, quality: str, metadata: Mapping[str, s
     buffer = io.BytesIO()
     with av.open(buffer, "w", format={"opus": "ogg"}.get(kind, kind)) as container:
         container.metadata.update(metadata)
-        _add_sound(container, _codec_of(kind), sound, quality)
+        stream = _sound_stream(container, _codec_of(kind), sound)
+        if quality == "V0":
+            stream.codec_context.options = {"flags": "+qscale", "global_quality": "0"}
+        elif quality:
+            stream.codec_context.bit_rate = int(quality.removesuffix("k")) * 1000
+        _encode(container, stream, _sound_frames(sound))
     return buffer.getvalue()
 
 
@@ -61,16 +66,15 @@ def _codec_of(kind: str) -> str:
     return {"mp3": "libmp3lame", "opus": "libopus"}.get(kind, kind)
 
 
-def _add_sound(container: Any, codec: str, sound: Sound, quality: str = "") -> None:
+def _sound_stream(container: Any, codec: str, sound: Sound) -> Any:
     rate = sound.sample_rate
     if codec == "libopus" and rate not in _OPUS_RATES:
         rate = min((known for known in _OPUS_RATES if known > rate), default=_OPUS_RATES[-1])
-    stream = container.add_stream(codec, rate=rate, layout=_LAYOUTS[sound.waveform.shape[1]])
-    if quality == "V0":
-        stream.codec_context.options = {"q": "0"}
-    elif quality:
-        stream.codec_context.bit_rate = int(quality.removesuffix("k")) * 1000
-    for frame in _sound_frames(sound):
+    return container.add_stream(codec, rate=rate, layout=_LAYOUTS[sound.waveform.shape[1]])
+
+
+def _encode(container: Any, stream: Any, frames: Iterable[Any]) -> None:
+    for frame in frames:
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
 
@@ -101,11 +105,14 @@ def encode_mp4(video: Video, metadata: Mapping[str, str]) -> bytes:
     with av.open(buffer, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as container:
         container.metadata.update(metadata)
         pixel_format = "yuv420p10le" if video.bit_depth == 10 else "yuv420p"
-        _add_pictures(container, "libx264", video, pixel_format, {})
+        pictures = _picture_stream(container, "libx264", video, pixel_format, {})
+        # Before the first picture is written: afterwards no stream can be added.
+        sound = _sound_stream(container, "aac", video.sound) if video.sound is not None else None
+        _encode(container, pictures, _picture_frames(video.images, pixel_format, video.bit_depth == 10))
         if video.sound is not None:
             samples = round(len(video.images) / video.fps * video.sound.sample_rate)
             cut = Sound(video.sound.waveform[..., :samples], video.sound.sample_rate)
-            _add_sound(container, "aac", cut)
+            _encode(container, sound, _sound_frames(cut))
     return buffer.getvalue()
 
 
@@ -117,32 +124,38 @@ def encode_webm(images: Array, codec: str, fps: float, crf: float, metadata: Map
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="webm") as container:
         container.metadata.update(metadata)
-        options = {"crf": str(int(crf)), "b": "0"}
-        if codec == "av1":
-            _add_pictures(
-                container, "libsvtav1", video, "yuv420p10le", {"preset": "6", "crf": options["crf"]}
-            )
-        else:
-            pixel_format = "yuva420p" if images.shape[3] == 4 else "yuv420p"
-            _add_pictures(container, "libvpx-vp9", video, pixel_format, options)
+        pixel_format, encoder, options = _webm_settings(codec, images.shape[3])
+        stream = _picture_stream(container, encoder, video, pixel_format, {"crf": str(int(crf)), **options})
+        _encode(container, stream, _picture_frames(images, pixel_format))
     return buffer.getvalue()
+
+
+def _webm_settings(codec: str, channels: int) -> tuple[str, str, dict[str, str]]:
+    if codec == "av1":
+        return "yuv420p10le", "libsvtav1", {"preset": "6"}
+    # A bit rate of 0 leaves the quality to crf alone.
+    return "yuva420p" if channels == 4 else "yuv420p", "libvpx-vp9", {"b": "0"}
 
 
 def _rate(fps: float) -> Fraction:
     return Fraction(round(fps * 1000), 1000)
 
 
-def _add_pictures(
-    container: Any, codec: str, video: Video, pixel_format: str, options: Mapping[str, str]
-) -> None:
-    stream = container.add_stream(codec, rate=video.fps, options=dict(options))
+def _picture_stream(
+    container: Any, codec: str, video: Video, pixel_format: str, options: dict[str, str]
+) -> Any:
+    stream = container.add_stream(codec, rate=video.fps, options=options)
     stream.height, stream.width = video.images.shape[1:3]
     stream.pix_fmt = pixel_format
-    for image in video.images:
-        source = "rgba" if image.shape[-1] == 4 else "rgb24"
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(to_bytes(image)), format=source)
-        container.mux(stream.encode(frame.reformat(format=pixel_format)))
-    container.mux(stream.encode(None))
+    return stream
+
+
+def _picture_frames(images: Array, pixel_format: str, deep: bool = False) -> Iterator[Any]:
+    for image in images:
+        levels = np.clip(image * np.float32(65535), 0, 65535).astype(np.uint16) if deep else to_bytes(image)
+        source = "rgb48le" if deep else ("rgba" if image.shape[-1] == 4 else "rgb24")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(levels), format=source)
+        yield frame.reformat(format=pixel_format)
 
 
 def decode_video(path: Path) -> Video:

@@ -71,14 +71,15 @@ def _converted(frame: Any, pixel_format: str) -> Any:
 
 
 def _evened(frame: Any) -> Any:
-    # ComfyUI pads frames of odd width, which shifts the colours where these have half the rows and columns.
-    if frame.width % 2 == 0:
+    # ComfyUI does so, and it shifts the colours of frames that have half as many colour rows and columns.
+    width, height = frame.width + frame.width % 2, frame.height + frame.height % 2
+    if frame.width % 32 == 0 or (width, height) == (frame.width, frame.height):
         return frame
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
     )
-    padding = graph.add("pad", f"{frame.width + 1}:{frame.height + frame.height % 2}")
+    padding = graph.add("pad", f"{width}:{height}")
     graph.link_nodes(source, padding, graph.add("buffersink")).configure()
     graph.push(frame)
     return graph.pull()

@@ -2,6 +2,7 @@
 POST /prompt: the request's keys, the validation, and the queueing. Rules and texts: ComfyUI 0.27.0.
 """
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -158,6 +159,8 @@ def _queue(prompt: Prompt, node_errors: Mapping[str, Any], engine: Engine) -> we
             engine.prompts.put(prompt)
         except TypeError:
             return crashed()
+        # The reply is written first, as with ComfyUI: the thread that runs prompts would take the interpreter from it.
+        asyncio.get_running_loop().call_soon(engine.prompts.wake)
         if rules.on("queued_but_500"):
             return crashed()
         engine.tell_status(rules, prompt.client_id)

@@ -78,7 +78,7 @@ class Prompts:
 
     def put(self, prompt: Prompt) -> None:
         """
-        Queue a prompt.
+        Queue a prompt. Whoever waits in `take` learns of it by `wake`.
 
         Raises:
             TypeError: one with the same number and id is pending; this one is queued all the same (ComfyUI 0.27.0 does so).
@@ -89,7 +89,6 @@ class Prompts:
                 heapq.heappush(self._heap, place)
             finally:
                 place.new = False
-            self._changed.notify()
 
     def take(self, timeout: float) -> Prompt | None:
         """

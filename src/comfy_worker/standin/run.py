@@ -10,7 +10,7 @@ from typing import Any
 
 from comfy_worker.standin import calls, failures
 from comfy_worker.standin.cache import Cache, Done, keys_of, links
-from comfy_worker.standin.context import RunContext
+from comfy_worker.standin.context import RunContext, has_previews
 from comfy_worker.standin.faults import OutOfMemoryError
 from comfy_worker.standin.graph import Agenda, Box, DependencyCycleError, Graph, relink
 from comfy_worker.standin.node import Blocked, Interrupted, Node, Returned
@@ -176,9 +176,7 @@ class Run:
         with failures.Attempt() as attempt:
             if self._prompt.faults.is_oom(box.names.node_id):
                 raise OutOfMemoryError
-            values = calls.gather(
-                _declared(node, box.inputs), lambda target, slot: self._done[target].values[slot]
-            )
+            values = calls.gather(node, box.inputs, lambda target, slot: self._done[target].values[slot])
             results = calls.call(node, values, lambda item: node.run(item, context))
         context.flush()
         if isinstance(attempt.error, Interrupted):
@@ -206,7 +204,7 @@ class Run:
             self._prompt.workflow,
             extra.get("extra_pnginfo"),
             settings.metadata,
-            _has_previews(extra.get("preview_method"), settings.preview_method),
+            has_previews(extra.get("preview_method"), settings.preview_method),
             not settings.old and self._prompt.faults.values.get("throttle", True),
             self._shop.stopping,
             self._interrupt.is_set,
@@ -288,14 +286,3 @@ class Run:
         class_type = self._graph[real_id].class_type
         data = failures.error_data(error, real_id, class_type, values, self._executed, self._prompt.workflow)
         self._outbox.milestone("execution_error", **data)
-
-
-def _declared(node: Node, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    # Sub-inputs of a dynamic choice have dotted names: `format.quality`.
-    names = {entry.name for entry in node.inputs}
-    return {name: value for name, value in inputs.items() if name.split(".")[0] in names}
-
-
-def _has_previews(asked: Any, default: str) -> bool:
-    method = asked if asked in ("none", "auto", "latent2rgb", "taesd") else default
-    return method != "none"

@@ -10,7 +10,7 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -19,10 +19,11 @@ from urllib.parse import quote
 
 from comfy_worker.errors import DeliveryFailed, InputUnavailable, WorkerError
 from comfy_worker.job import Bucket
-from comfy_worker.storage.endpoint import DEFAULT_REGION, check, hints, region_of, without_bucket
+from comfy_worker.storage.endpoint import check, hints, region_of, without_bucket
 from comfy_worker.storage.reasons import reason
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from mypy_boto3_s3 import S3Client
 
 __all__ = ["PART_BYTES", "S3Store", "Stores", "check", "hints"]
@@ -58,6 +59,7 @@ class Stores:
         self._today = today
         self._lock = threading.Lock()
         self._clients: OrderedDict[tuple[Any, ...], S3Client] = OrderedDict()
+        self._session: Session | None = None
 
     def __call__(self, bucket: Bucket) -> "S3Store":
         return S3Store(bucket, self._client, self._today)
@@ -67,7 +69,9 @@ class Stores:
         with self._lock:
             client = self._clients.get(key)
             if client is None:
-                client = self._clients[key] = _connect(bucket, self._patience)
+                # A session of its own, for making clients is not thread-safe in boto3's common one.
+                self._session = self._session or _session()
+                client = self._clients[key] = _connect(self._session, bucket, self._patience)
             self._clients.move_to_end(key)
             while len(self._clients) > _MOST_CLIENTS:
                 self._clients.popitem(last=False)[1].close()
@@ -139,38 +143,47 @@ class S3Store:
         )
 
 
+def _endpoint(bucket: Bucket) -> str | None:
+    if bucket.endpoint_url is None or bucket.bucket is None:
+        return bucket.endpoint_url
+    return without_bucket(bucket.endpoint_url, bucket.bucket)
+
+
+def _style(bucket: Bucket) -> str:
+    return bucket.addressing_style if bucket.bucket else "path"
+
+
+def _region(bucket: Bucket) -> str:
+    return bucket.region or region_of(bucket.endpoint_url)
+
+
 def _identity(bucket: Bucket) -> tuple[Any, ...]:
     token = bucket.session_token.get_secret_value() if bucket.session_token else ""
     secrets = f"{bucket.secret_key.get_secret_value()}\0{token}"
-    return (
-        bucket.endpoint_url,
-        bucket.access_key,
-        hashlib.sha256(secrets.encode()).hexdigest(),
-        bucket.region,
-        bucket.addressing_style,
-        bucket.bucket,
-    )
+    digest = hashlib.sha256(secrets.encode()).hexdigest()
+    return (_endpoint(bucket), bucket.access_key, digest, _region(bucket), _style(bucket))
 
 
-def _connect(bucket: Bucket, patience: Patience) -> "S3Client":
-    import boto3
+def _session() -> "Session":
+    from boto3.session import Session
+
+    return Session()
+
+
+def _connect(session: "Session", bucket: Bucket, patience: Patience) -> "S3Client":
     from botocore.config import Config
 
-    endpoint = bucket.endpoint_url
-    if endpoint is not None and bucket.bucket is not None:
-        endpoint = without_bucket(endpoint, bucket.bucket)
     token = bucket.session_token
-    # A session of its own: the default one is shared with whoever else uses boto3, and making clients is not safe there.
-    return boto3.session.Session().client(
+    return session.client(
         "s3",
-        endpoint_url=endpoint,
-        region_name=bucket.region or (region_of(bucket.endpoint_url) if endpoint else DEFAULT_REGION),
+        endpoint_url=_endpoint(bucket),
+        region_name=_region(bucket),
         aws_access_key_id=bucket.access_key,
         aws_secret_access_key=bucket.secret_key.get_secret_value(),
         aws_session_token=token.get_secret_value() if token else None,
         config=Config(
             signature_version="s3v4",
-            s3={"addressing_style": bucket.addressing_style if bucket.bucket else "path"},
+            s3={"addressing_style": _style(bucket)},
             # GCS, R2 and older MinIO refuse the checksums that boto3 sends since 1.36.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -231,7 +244,7 @@ def _receive(
 ) -> str | None:
     answer = client.get_object(Bucket=bucket, Key=key)
     size = answer["ContentLength"]
-    with answer["Body"] as body, to.open("wb") as file:
+    with closing(answer["Body"]) as body, to.open("wb") as file:
         for chunk in body.iter_chunks(_READ_BYTES):
             check()
             size = max(size, file.tell() + len(chunk))
