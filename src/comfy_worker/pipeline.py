@@ -5,13 +5,13 @@ One job from its inputs to its outputs: the order of the stages, the deadline, t
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from comfy_worker import graph, outcome
 from comfy_worker.collect import Collected, collect
@@ -23,7 +23,7 @@ from comfy_worker.comfy.validate import validate
 from comfy_worker.deadline import Deadline
 from comfy_worker.deliver import Delivered
 from comfy_worker.errors import ComfyUnavailable, NodeFailed, OutOfMemory, WorkerError
-from comfy_worker.job import Artifact, Delivery, Event, Job, Observer, Output, Result, ignore
+from comfy_worker.job import Artifact, Bucket, Delivery, Event, Job, Observer, Output, Result, ignore
 from comfy_worker.stage import Staged, Stager
 from comfy_worker.stopwatch import Stopwatch
 
@@ -87,7 +87,8 @@ class Trip:
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """
-    Runs jobs on one ComfyUI. `ready` waits until it answers; `may_be_known` says that ComfyUI may know prompts that this process did not post.
+    Runs jobs on one ComfyUI. `ready` waits until it answers, `admit` judges a
+    job's bucket; `may_be_known` says that ComfyUI may know prompts that this process did not post.
     """
 
     stager: Stager
@@ -96,6 +97,7 @@ class Pipeline:
     client: Client
     deliver: Deliver
     ready: Callable[[Deadline], None] = lambda deadline: deadline.check("starting")
+    admit: Callable[[Bucket | None], None] = lambda _: None
     keep_outputs: bool = False
     fail_on_node_error: bool = True
     may_be_known: bool = True
@@ -107,6 +109,7 @@ class Pipeline:
         Raises:
             WorkerError: one of the tree; `partial` holds a `Result` when files were finished before the failure.
         """
+        self.admit(job.delivery.bucket)
         self.ready(deadline)
         observe(Event("staging", 0.0))
         with tempfile.TemporaryDirectory(prefix="comfy-worker-", ignore_cleanup_errors=True) as scratch:
@@ -221,6 +224,11 @@ class Pipeline:
             WorkflowInvalid: ComfyUI would refuse the workflow, or drop outputs while the job is strict.
         """
         classes = self.client.object_info()
+
+        def choices(class_type: str) -> Mapping[str, Any]:
+            found: Mapping[str, Any] = classes.get(class_type, {})
+            return found
+
         verdict = validate(staged.workflow, classes)
         if verdict.error is not None:
             raise refusals.refusal(
@@ -230,9 +238,7 @@ class Pipeline:
                 classes.get,
             )
         if verdict.node_errors and trip.job.strict:
-            raise refusals.partly_refused(
-                verdict.node_errors, staged.workflow, lambda name: classes.get(name, {})
-            )
+            raise refusals.partly_refused(verdict.node_errors, staged.workflow, choices)
         warnings = (*trip.job.warnings, *refusals.describe(verdict.node_errors, staged.workflow))
         return Result(trip.job.id, None, warnings=warnings, timings=trip.watch.timings({}), dry_run=True)
 

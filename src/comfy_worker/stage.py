@@ -21,8 +21,8 @@ from comfy_worker import graph, kinds, picture
 from comfy_worker.comfy.files import CACHED, ComfyFiles
 from comfy_worker.deadline import Deadline
 from comfy_worker.errors import InputUnavailable
-from comfy_worker.fetch import Fetcher, Item
-from comfy_worker.job import InputFile, Job
+from comfy_worker.fetch import Fetcher, Item, ReadS3
+from comfy_worker.job import Bucket, InputFile, Job
 
 FAILED_TEXT = "Failed to upload one or more input images"
 WHITESPACE = {ord(char): None for char in " \t\r\n\f\v"}
@@ -41,15 +41,22 @@ class Staged:
 
 class Stager:
     """
-    Stages jobs. `info` gives a class's /object_info entry; `max_bytes` bounds one file.
+    Stages jobs. `info` gives a class's /object_info entry, `reader` what reads s3 URLs with a bucket's keys; `max_bytes` bounds one file.
     """
 
     def __init__(
-        self, files: ComfyFiles, fetcher: Fetcher, info: Callable[[str], Mapping[str, Any]], *, max_bytes: int
+        self,
+        files: ComfyFiles,
+        fetcher: Fetcher,
+        info: Callable[[str], Mapping[str, Any]],
+        reader: Callable[[Bucket | None], ReadS3 | None],
+        *,
+        max_bytes: int,
     ) -> None:
         self._files = files
         self._fetcher = fetcher
         self._info = info
+        self._reader = reader
         self._max_bytes = max_bytes
         self._plain = PlainNames()
 
@@ -62,7 +69,7 @@ class Stager:
             InputUnavailable: some files could not be had; `details["details"]` has a text for each.
         """
         remote = tuple(self._remote_values(job))
-        sources = self._obtain((*job.inputs, *remote), deadline, scratch)
+        sources = self._obtain((*job.inputs, *remote), self._reader(job.delivery.bucket), deadline, scratch)
         held = _Held(self._files, self._plain)
         try:
             yield Staged(self._placed(job, remote, sources, held, deadline), tuple(held.names))
@@ -136,7 +143,9 @@ class Stager:
                     url=None if is_data else place.value,
                 )
 
-    def _obtain(self, files: Sequence[InputFile], deadline: Deadline, scratch: Path) -> dict[str, Path]:
+    def _obtain(
+        self, files: Sequence[InputFile], read_s3: ReadS3 | None, deadline: Deadline, scratch: Path
+    ) -> dict[str, Path]:
         """
         Decode and fetch all files into `scratch`; all failures are collected, one fails the job.
         """
@@ -150,7 +159,7 @@ class Stager:
                 except InputUnavailable as exc:
                     failures[file.field] = str(exc)
         items = [Item(str(file.url), paths[file.name], file.field) for file in wanted]
-        failures.update(self._fetcher.fetch_all(items, deadline, max_bytes=self._max_bytes))
+        failures.update(self._fetcher.fetch_all(items, deadline, max_bytes=self._max_bytes, s3=read_s3))
         for file in files:
             if file.must_be_image and file.field not in failures:
                 problem = picture.image_problem(paths[file.name])

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from comfy_worker import deliver, log, settings
+from comfy_worker.buckets import Buckets
 from comfy_worker.comfy import launch
 from comfy_worker.comfy.catalog import Catalog
 from comfy_worker.comfy.client import Client
@@ -28,6 +29,7 @@ from comfy_worker.faces.runpod import RunpodFace
 from comfy_worker.faces.runpod_progress import Poster
 from comfy_worker.faces.runpod_sdk import Loop, prepare
 from comfy_worker.fetch import Fetcher
+from comfy_worker.fetch_guard import Guard
 from comfy_worker.job import Bucket
 from comfy_worker.parse import Rules
 from comfy_worker.pipeline import Pipeline
@@ -175,19 +177,23 @@ def build(config: Settings, chosen: Launch, scratch: Path) -> Worker:
     catalog = Catalog(client)
     files = _files(config, chosen, client)
     fetcher = Fetcher(allow_private=config.allow_private_urls, threads=config.input_threads)
+    operator = bucket_of(config)
+    buckets = Buckets(s3.Stores(), Guard(allow_private=config.allow_private_urls), operator)
+    max_bytes = int(config.input_max_mb * settings.MEGABYTE)
     pipeline = Pipeline(
-        Stager(files, fetcher, catalog, max_bytes=int(config.input_max_mb * settings.MEGABYTE)),
+        Stager(files, fetcher, catalog, buckets.reader, max_bytes=max_bytes),
         Prompts(client, events, engine, catalog, cancel_grace_s=config.cancel_grace_s),
         files,
         client,
-        partial(deliver.deliver, store=s3.Stores(), threads=config.upload_threads),
+        partial(deliver.deliver, store=buckets.store, threads=config.upload_threads),
         ready=partial(_ready, engine, events),
+        admit=buckets.admit,
         keep_outputs=config.keep_outputs,
         fail_on_node_error=config.fail_on_node_error,
         may_be_known=chosen.kind == "running" or config.keep_outputs,
     )
     pool = Pool(pipeline.run, threads=config.worker_concurrency, limit=QUEUE_LIMIT)
-    face = _runpod_face(config, pool, engine)
+    face = _runpod_face(config, pool, engine, operator)
     return Worker(config, engine, events, pool, face, scratch, files)
 
 
@@ -261,7 +267,7 @@ def bucket_of(config: Settings) -> Bucket | None:
     return bucket
 
 
-def _runpod_face(config: Settings, pool: Pool, engine: Engine) -> RunpodFace:
+def _runpod_face(config: Settings, pool: Pool, engine: Engine, operator: Bucket | None) -> RunpodFace:
     poster = None
     if config.progress_updates and config.runpod_webhook_post_output:
         key = config.runpod_ai_api_key
@@ -274,7 +280,7 @@ def _runpod_face(config: Settings, pool: Pool, engine: Engine) -> RunpodFace:
         strict=config.strict,
         strip_metadata=config.strip_metadata,
         comfy_org_api_key=config.comfy_org_api_key,
-        bucket=bucket_of(config),
+        bucket=operator,
     )
     limits = tuple(
         int(mb * settings.MEGABYTE * REPLY_MARGIN)

@@ -266,6 +266,31 @@ def test_percent_follows_the_nodes_without_progress_state() -> None:
     assert state.node_ms == {"1": 500.0}
 
 
+def test_node_ms_counts_from_the_first_sign_of_a_node() -> None:
+    """
+    `progress_state` comes before `executing`; the time in between belongs to the node.
+    """
+    state = PromptState(P, GRAPH)
+    state.feed(ProgressState(P, {"1": node_state(0, 1)}), 1.0)
+    state.feed(Executing(P, "1"), 1.25)
+    state.feed(ProgressState(P, {"1": node_state(1, 1, "finished")}), 1.5)
+
+    assert state.node_ms == {"1": 500.0}
+
+
+def test_percent_does_not_finish_a_node_that_runs_beside_another() -> None:
+    """
+    With `progress_state` a second node may start while the first still runs, and neither is done by that.
+    """
+    state = PromptState(P, GRAPH)
+    state.feed(ProgressState(P, {"1": node_state(0, 1), "2": node_state(0, 1)}), 1.0)
+
+    events = [state.feed(Executing(P, node_id), 2.0).event for node_id in ("1", "2")]
+
+    assert [event.percent for event in events if event is not None] == [0.0, 0.0]
+    assert state.node_ms == {}
+
+
 def test_node_ms_adds_what_a_node_expanded_into() -> None:
     """
     The time of the nodes of a subgraph belongs to the node of the workflow that they stand for.

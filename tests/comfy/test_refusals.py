@@ -299,6 +299,19 @@ def test_refusal_reads_infinity() -> None:
     json.dumps(error.details, allow_nan=False)
 
 
+def test_refusal_cuts_a_value_that_is_nested_deeply() -> None:
+    """
+    ComfyUI sends back what it got; a value nested a thousand times is cut instead of overflowing the stack.
+    """
+    raw = body(node_errors={"3": node_error("bad_linked_input", input_name="model", received_value="HERE")})
+    raw = raw.replace(b'"HERE"', b"[" * 900 + b"]" * 900)
+
+    error = refusal(400, raw, {})
+
+    assert "• Node 3 (KSampler): model: " in str(error)
+    assert len(json.dumps(error.details)) < 1000
+
+
 def test_refusal_drops_paths_of_the_server_and_keeps_those_of_the_caller() -> None:
     """
     A path that the caller sent may come back; any other loses its folders, in the text and in the details.

@@ -329,6 +329,22 @@ def test_validate_names_a_cycle_once_per_node() -> None:
     assert found.node_errors["1"]["dependent_outputs"] == ["3", "4"]
 
 
+def test_validate_names_the_first_cycle_of_a_node() -> None:
+    """
+    A node of a cycle that also needs itself has the cycle that was found first.
+    """
+    workflow = {
+        "1": node("ImageBatch", image1=["2", 0], image2=["1", 0]),
+        "2": node("ImageInvert", image=["1", 0]),
+        "3": save(("1", 0)),
+    }
+
+    found = validate(workflow, CLASSES)
+
+    cycle = "1 (ImageBatch) -> 2 (ImageInvert) -> 1 (ImageBatch)"
+    assert problems(found, "1") == [("dependency_cycle", cycle)]
+
+
 def test_validate_passes_over_what_no_output_needs() -> None:
     """
     A node that no output depends on may be wrong; only its class must exist.

@@ -55,7 +55,6 @@ def test_a_second_socket_takes_over_and_is_forgotten_with_the_first(client: Clie
     second.until(lambda message: message["type"] == "status")
     heard_by_first = first.next(timeout_s=0.1)
     first.close()
-    client.post("/standin/faults", {})
 
     def deaf() -> bool:
         client.post("/queue", {"clear": True})

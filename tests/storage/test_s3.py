@@ -314,7 +314,7 @@ def test_runpod_14_24_a_large_file_is_streamed_from_disk(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert sum(seen.method == "PUT" and "partNumber" in seen.query for seen in checked.seen) >= 24
     assert {seen.code for seen in checked.seen} == {""}
-    assert int(done.stdout) <= 32 << 20
+    assert int(done.stdout) <= 24 << 20
 
 
 def test_runpod_14_50_the_life_of_a_link_is_a_setting(s3: SigV4, bucket: Bucket, stores: Stores) -> None:

@@ -112,7 +112,7 @@ class SharedFiles:
             except OSError:
                 return
 
-    def locate(self, type_: str, subfolder: str, filename: str, scratch: Path) -> Path | None:
+    def locate(self, type_: str, subfolder: str, filename: str, scratch: Path) -> Path | None:  # noqa: ARG002
         """
         Return the path of an output, None when it is gone or would lie outside its folder.
         """

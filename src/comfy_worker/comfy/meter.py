@@ -106,5 +106,4 @@ class Meter:
     def _count(self, node_id: str, share: float) -> None:
         if node_id in self._shares:
             self._shares[node_id] = max(self._shares[node_id], min(share, 1.0))
-            done = 100 * sum(self._shares.values()) / len(self._shares)
-            self.percent = max(self.percent, min(done, ALMOST))
+            self.percent = min(100 * sum(self._shares.values()) / len(self._shares), ALMOST)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from comfy_worker.standin import naming, picture_files, safetensors
+from comfy_worker.standin import deep_files, naming, picture_files, safetensors
 from comfy_worker.standin.node import Context, Input, Node, Returned
-from comfy_worker.standin.nodes_save import HIDDEN, item, prefix_input
+from comfy_worker.standin.nodes_save import HIDDEN, chosen, item, prefix_input
+from comfy_worker.standin.pixels import Array
 
 _EFFORT = {"default": 4, "fastest": 0, "slowest": 6}
 _SPEED = Input("fps", "FLOAT", {"default": 6.0, "min": 0.01, "max": 1000.0, "step": 0.01})
@@ -58,7 +59,59 @@ def _save_latent(inputs: Mapping[str, Any], context: Context) -> Returned:
     return Returned((inputs["samples"],), {"latents": (item(name, target.subfolder),)})
 
 
+def _save_advanced(inputs: Mapping[str, Any], context: Context) -> Returned:
+    images, extension = inputs["images"], chosen("SaveImageAdvanced", inputs, _FORMATS)
+    height, width = images.shape[1:3]
+    target = naming.target(inputs["filename_prefix"], context.folders.output, width, height)
+    items = []
+    for index, image in enumerate(images):
+        name = target.name(index, extension, tail="")
+        (target.folder / name).write_bytes(_advanced(image, inputs, context))
+        items.append(item(name, target.subfolder))
+    return Returned((images,), {"images": items})
+
+
+def _advanced(image: Array, inputs: Mapping[str, Any], context: Context) -> bytes:
+    if inputs["format"] == "exr":
+        color_space = inputs["format.input_color_space"]
+        return deep_files.exr(image, color_space, picture_files.metadata(context))
+    if inputs["format.bit_depth"] == "16-bit":
+        return deep_files.png16(image, 4, picture_files.metadata(context))
+    return picture_files.png(image, 4, picture_files.png_text(context))
+
+
+def _format(key: str, depths: tuple[str, ...], color_spaces: tuple[str, ...]) -> dict[str, Any]:
+    depth = {"advanced": True, "default": depths[0], "multiselect": False, "options": list(depths)}
+    space = {"advanced": True, "default": "sRGB", "multiselect": False, "options": list(color_spaces)}
+    return {
+        "key": key,
+        "inputs": {"required": {"bit_depth": ["COMBO", depth], "input_color_space": ["COMBO", space]}},
+    }
+
+
+_FORMATS = [
+    _format("png", ("8-bit", "16-bit"), ("sRGB",)),
+    _format("exr", ("32-bit float",), ("sRGB", "HDR", "linear")),
+]
+
 FILE_NODES = (
+    Node(
+        "SaveImageAdvanced",
+        _save_advanced,
+        inputs=(
+            Input("images", "IMAGE"),
+            prefix_input(multiline=False),
+            Input("format", "COMFY_DYNAMICCOMBO_V3", {"options": _FORMATS}),
+        ),
+        outputs=("IMAGE",),
+        output_names=("images",),
+        hidden=HIDDEN,
+        output_node=True,
+        v3=True,
+        display_name="Save Image (Advanced)",
+        category="image",
+        python_module="comfy_extras.nodes_images",
+    ),
     Node(
         "SaveAnimatedWEBP",
         _save_webp,

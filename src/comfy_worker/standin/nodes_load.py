@@ -12,7 +12,28 @@ from comfy_worker.standin import naming, picture_files
 from comfy_worker.standin.node import Context, Folders, Input, Node, Returned
 
 _PICTURES = frozenset(
-    ["apng", "avif", "bmp", "gif", "heic", "heif", "ico", "jfif", "jpe", "jpeg", "jpg", "jxl", "pjp", "pjpeg", "png", "svg", "svgz", "tif", "tiff", "webp"]
+    [
+        "apng",
+        "avif",
+        "bmp",
+        "gif",
+        "heic",
+        "heif",
+        "ico",
+        "jfif",
+        "jpe",
+        "jpeg",
+        "jpg",
+        "jxl",
+        "pjp",
+        "pjpeg",
+        "png",
+        "svg",
+        "svgz",
+        "tif",
+        "tiff",
+        "webp",
+    ]
 )
 _CHANNELS = ("alpha", "red", "green", "blue")
 

@@ -12,11 +12,29 @@ from comfy_worker.standin import media, naming, picture_files
 from comfy_worker.standin.media import Sound, Video
 from comfy_worker.standin.node import Context, Input, Node, Returned
 from comfy_worker.standin.nodes_load import check, choices, fingerprint, named
-from comfy_worker.standin.nodes_save import HIDDEN, item, prefix_input
+from comfy_worker.standin.nodes_save import HIDDEN, chosen, item, prefix_input
 
 _AUDIO = "comfy_extras.nodes_audio"
 _VIDEO = "comfy_extras.nodes_video"
-_SOUNDS = frozenset(["aac", "aif", "aiff", "flac", "m4a", "mka", "mp2", "mp3", "mpga", "oga", "ogg", "opus", "wav", "weba", "wma"])
+_SOUNDS = frozenset(
+    [
+        "aac",
+        "aif",
+        "aiff",
+        "flac",
+        "m4a",
+        "mka",
+        "mp2",
+        "mp3",
+        "mpga",
+        "oga",
+        "ogg",
+        "opus",
+        "wav",
+        "weba",
+        "wma",
+    ]
+)
 _VIDEOS = frozenset(["3gp", "avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ogv", "qt", "webm"])
 _SPEEDS = {"min": 0.01, "max": 1000.0, "step": 0.01}
 
@@ -44,7 +62,8 @@ def _save_opus(inputs: Mapping[str, Any], context: Context) -> Returned:
 
 
 def _save_advanced(inputs: Mapping[str, Any], context: Context) -> Returned:
-    return _save_audio({**inputs, "quality": inputs.get("format.quality", "")}, context, inputs["format"])
+    kind = chosen("SaveAudioAdvanced", inputs, _FORMATS)
+    return _save_audio({**inputs, "quality": inputs.get("format.quality", "")}, context, kind)
 
 
 def _preview_audio(inputs: Mapping[str, Any], context: Context) -> Returned:

@@ -4,7 +4,7 @@ Nodes that write pictures and text for the client. Sound and video are in `nodes
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,19 @@ def item(name: str, subfolder: str, kind: str = "output") -> dict[str, str]:
     Return a file as the client hears of it.
     """
     return {"filename": name, "subfolder": subfolder, "type": kind}
+
+
+def chosen(class_type: str, inputs: Mapping[str, Any], formats: Sequence[Mapping[str, Any]]) -> str:
+    """
+    Return the key chosen in the dynamic choice `format`.
+
+    Raises:
+        TypeError: there is no such key; the engine drops an input whose choice it does not know (ComfyUI 0.27.0).
+    """
+    key: str = inputs["format"]
+    if key not in [known["key"] for known in formats]:
+        raise TypeError(f"{class_type}.execute() missing 1 required positional argument: 'format'")
+    return key
 
 
 def write_pngs(images: Array, prefix: str, root: Path, kind: str, context: Context) -> list[dict[str, str]]:

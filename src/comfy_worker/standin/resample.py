@@ -132,14 +132,16 @@ def _down(weights: Sequence[Array]) -> list[Array]:
 def _area(image: Array, width: int, height: int) -> Array:
     top, tall = _windows(image.shape[1], height)
     left, broad = _windows(image.shape[2], width)
-    total: Array = np.zeros((image.shape[0], height, width, image.shape[3]), np.float32)
+    total = np.zeros((image.shape[0], height, width, image.shape[3]), np.float32)
     for y in range(tall.max()):
         rows = image[:, np.minimum(top + y, image.shape[1] - 1)]
         for x in range(broad.max()):
             inside = ((y < tall)[:, None] & (x < broad))[..., None]
             part = rows[:, :, np.minimum(left + x, image.shape[2] - 1)]
-            total = np.where(inside, total + part, total)
-    return total / tall[:, None, None].astype(np.float32) / broad[:, None].astype(np.float32)
+            np.add(total, part, out=total, where=inside)
+    total /= tall[:, None, None].astype(np.float32)
+    total /= broad[:, None].astype(np.float32)
+    return total
 
 
 def _windows(size: int, wanted: int) -> tuple[Indexes, Indexes]:

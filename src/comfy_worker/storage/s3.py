@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from comfy_worker.errors import DeliveryFailed, InputUnavailable, WorkerError
@@ -149,7 +149,7 @@ def _endpoint(bucket: Bucket) -> str | None:
     return without_bucket(bucket.endpoint_url, bucket.bucket)
 
 
-def _style(bucket: Bucket) -> str:
+def _style(bucket: Bucket) -> Literal["auto", "path", "virtual"]:
     return bucket.addressing_style if bucket.bucket else "path"
 
 

@@ -1,0 +1,73 @@
+"""
+Which bucket a job may use, and for what: its own under the guard of input URLs, the operator's for its own purpose only.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from comfy_worker.errors import InputUnavailable, JobInvalid
+from comfy_worker.fetch import ReadS3
+from comfy_worker.fetch_guard import Guard
+from comfy_worker.job import Bucket
+from comfy_worker.storage.s3 import Stores
+from comfy_worker.storage.store import Store
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Buckets:
+    """
+    The buckets of one worker; `operator` is the one of its settings.
+    """
+
+    def __init__(self, stores: Stores, guard: Guard, operator: Bucket | None) -> None:
+        self._stores = stores
+        self._guard = guard
+        self._operator = operator
+
+    def admit(self, bucket: Bucket | None) -> None:
+        """
+        Return if a job may use this bucket.
+
+        Raises:
+            JobInvalid: its endpoint is no public address, and not the operator's own endpoint.
+        """
+        if bucket is None or bucket == self._operator or bucket.endpoint_url is None:
+            return
+        if self._operator is not None and bucket.endpoint_url.rstrip("/") == self._operator.endpoint_url:
+            return
+        parts = urlsplit(bucket.endpoint_url)
+        try:
+            self._guard.addresses(parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme])
+        except InputUnavailable as exc:
+            raise JobInvalid(
+                f"The endpoint of the job's bucket cannot be used: {exc}", field="s3Config"
+            ) from exc
+        except OSError as exc:
+            raise JobInvalid("The endpoint of the job's bucket has no address.", field="s3Config") from exc
+
+    def store(self, bucket: Bucket) -> Store:
+        """
+        Return the store to put files into.
+        """
+        return self._stores(bucket)
+
+    def reader(self, bucket: Bucket | None) -> ReadS3 | None:
+        """
+        Return what reads `s3://` inputs with a bucket's keys; with the operator's keys only from the operator's bucket.
+        """
+        if bucket is None:
+            return None
+        read = self._stores(bucket).read
+        if bucket != self._operator:
+            return read
+
+        def read_own(url: str, to: Path, max_bytes: int, check: Callable[[], None]) -> str | None:
+            if urlsplit(url).netloc != bucket.bucket:
+                raise InputUnavailable(
+                    "this worker reads s3 URLs from its own bucket only; send the job's `s3Config` for another one"
+                )
+            return read(url, to, max_bytes, check)
+
+        return read_own
