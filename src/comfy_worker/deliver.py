@@ -168,7 +168,9 @@ def _inline(artifacts: Sequence[Artifact], deadline: Deadline) -> list[Output]:
         try:
             outputs.append(_output(artifact, "base64", base64_of(artifact.content)))
         except OSError as exc:
-            raise _failed([(artifact, "the file can no longer be read")], outputs) from exc
+            error = DeliveryFailed(f"Failed to fetch image data for {_name(artifact)} from /view endpoint.")
+            error.partial = tuple(outputs)
+            raise error from exc
     return outputs
 
 

@@ -46,7 +46,7 @@ def is_public(address: str) -> bool:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if False:
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in _UNICAST_V6:
         return False
     return ip.is_global and not any(ip in network for network in _CLOSED if network.version == ip.version)
 

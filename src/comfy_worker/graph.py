@@ -14,6 +14,9 @@ from comfy_worker.job import Workflow
 
 NAMESPACE = uuid.UUID("6f1d5b52-6f0a-5b6e-9c1b-0b9a6a8f2d31")
 SOCKET_SAVERS = frozenset({"SaveImageWebsocket"})
+NOT_JSON = (
+    "it holds a whole number of more than 64 bits or text that is not valid Unicode, or is nested too deeply"
+)
 URL_SCHEMES = ("http://", "https://", "s3://")
 ANNOTATIONS = (" [input]", " [output]", " [temp]")
 FILE_FLAGS = frozenset(
@@ -80,6 +83,11 @@ def check_shape(workflow: Any) -> Workflow:
         raise WorkflowInvalid("'workflow' is empty: it must hold at least one output node.", field="workflow")
     for node_id, node in workflow.items():
         _check_node(node_id, node)
+        # ComfyUI's body is two levels deeper, and must be sendable too.
+        if not is_json([[{node_id: node}]]):
+            raise WorkflowInvalid(
+                f"'workflow.{node_id}' cannot be sent to ComfyUI: {NOT_JSON}.", field=f"workflow.{node_id}"
+            )
     return workflow
 
 
@@ -95,8 +103,19 @@ def _check_node(node_id: str, node: Any) -> None:
         raise WorkflowInvalid(
             f"'{name}.inputs' must be an object, not {kind_of(node.get('inputs'))}.", field=f"{name}.inputs"
         )
-    if not isinstance(node.get("_meta", {}), dict):
+    if node.get("_meta") is not None and not isinstance(node["_meta"], dict):
         raise WorkflowInvalid(f"'{name}._meta' must be an object.", field=f"{name}._meta")
+
+
+def is_json(value: Any) -> bool:
+    """
+    Return whether a value can go out as JSON; `NOT_JSON` says what is in it otherwise.
+    """
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def kind_of(value: Any) -> str:
@@ -119,6 +138,24 @@ def widgets(workflow: Workflow) -> Iterator[Place]:
         for input_name, value in node["inputs"].items():
             if isinstance(value, str):
                 yield Place(node_id, input_name, value)
+
+
+def nested_texts(workflow: Workflow) -> Iterator[str]:
+    """
+    Yield every text inside a list or an object of the graph's inputs; the source of a link is one of them.
+    """
+    pending = [
+        value
+        for node in workflow.values()
+        for value in node["inputs"].values()
+        if isinstance(value, (list, dict))
+    ]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, dict)):
+            pending.extend(value.values() if isinstance(value, dict) else value)
 
 
 def names_a_file(input_name: str, info: Mapping[str, Any]) -> bool:

@@ -18,9 +18,12 @@ from typing import Any, TextIO
 logger = logging.getLogger("comfy_worker")
 current_job: ContextVar[str | None] = ContextVar("current_job", default=None)
 
-QUERY = re.compile(
-    r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s/@?#\"']*@)?([^\s?#\"'<>\\]*)(?:\?[^\s\"'<>\\]*)?", re.IGNORECASE
+# The scheme is bounded: without that, a long text with dots in it costs the square of its length.
+URL = re.compile(
+    r"(\b[a-z][a-z0-9+.-]{0,30}://)(?:[^\s/?#\"'<>\\]*@)?([^\s?#\"'<>\\]*)(?:([?#])[^\s\"'<>\\]*)?",
+    re.IGNORECASE,
 )
+BEARER = re.compile(r"\b(Bearer\s+)[\w.~+/=-]{16,}", re.IGNORECASE)
 SHORTEST_SECRET = 6
 
 
@@ -65,10 +68,10 @@ class Mask:
 
     def text(self, text: str) -> str:
         """
-        Return `text` without any known secret, URL credential or URL query.
+        Return `text` without any known secret, bearer token, and user, query and fragment of any URL.
         """
-        text = self.secrets(text)
-        return QUERY.sub(_bare_url, text) if "://" in text else text
+        text = BEARER.sub(r"\1***", self.secrets(text))
+        return URL.sub(_bare_url, text) if "://" in text else text
 
     def value(self, value: Any) -> Any:
         """
@@ -84,8 +87,8 @@ class Mask:
 
 
 def _bare_url(match: re.Match[str]) -> str:
-    query = "?***" if "?" in match.group(0) else ""
-    return f"{match.group(1)}{match.group(2)}{query}"
+    rest = f"{match[3]}***" if match[3] else ""
+    return f"{match[1]}{match[2]}{rest}"
 
 
 MASK = Mask()

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import orjson
-from pydantic import BaseModel, ConfigDict, SecretStr, StrictStr, ValidationError
+from pydantic import SecretStr
 
 from comfy_worker import convert, graph
+from comfy_worker.comfy.cached import is_cached
 from comfy_worker.errors import JobInvalid
 from comfy_worker.job import Bucket, Conversion, Delivery, InputFile, Job
-from comfy_worker.storage import s3
+from comfy_worker.parse_bucket import own_bucket
 
 IMAGES_TEXT = "'images' must be a list of objects with 'name' and 'image' keys"
 FILES_TEXT = "'files' must be a list of objects with 'name' and 'data' or 'url' keys"
@@ -36,6 +37,7 @@ KNOWN_KEYS = (
     "s3Config",
 )
 NAME_LIMIT = 200
+TYPO_KEYS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +55,6 @@ class Rules:
     limit_bytes: int = 10_000_000
 
 
-class S3Config(BaseModel):
-    """
-    A job's own bucket, as RunPod's `s3Config` spells it.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    accessId: StrictStr
-    accessSecret: SecretStr
-    bucketName: StrictStr
-    endpointUrl: StrictStr
-    region: StrictStr | None = None
-    prefix: StrictStr = ""
-
-
-class S3Block(BaseModel):
-    """
-    A job's own bucket, with the names Vast users know.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    access_key_id: StrictStr
-    secret_access_key: SecretStr
-    bucket_name: StrictStr
-    endpoint_url: StrictStr | None = None
-    region: StrictStr | None = None
-    prefix: StrictStr = ""
-
-
 def parse(job_id: str, raw: Any, rules: Rules, *, s3_config: Any = None) -> Job:
     """
     Check and translate one job's input; `s3_config` is the envelope's `s3Config` where the platform has one.
@@ -98,7 +70,7 @@ def parse(job_id: str, raw: Any, rules: Rules, *, s3_config: Any = None) -> Job:
     workflow = graph.check_shape(data["workflow"])
     flag = _flags(data)
     conversion = _conversion(data.get("convert_output"))
-    own = _bucket(data, s3_config)
+    own = own_bucket(data, s3_config)
     return Job(
         id=job_id,
         workflow=workflow,
@@ -118,27 +90,6 @@ def parse(job_id: str, raw: Any, rules: Rules, *, s3_config: Any = None) -> Job:
         extra_pnginfo=_pnginfo(data.get("extra_pnginfo")),
         warnings=tuple(_typos(data)),
     )
-
-
-def secrets_of(raw: Any, envelope: Mapping[str, Any]) -> Iterator[str]:
-    """
-    Yield every secret text in a raw job, valid or not, so that it can be masked before anything is said about it.
-    """
-    sources = [envelope.get("s3Config")]
-    if isinstance(raw, str):
-        try:
-            raw = orjson.loads(raw)
-        except ValueError:
-            raw = None
-    if isinstance(raw, dict):
-        sources += [raw.get("s3Config"), raw.get("s3")]
-        yield from (
-            raw[key] for key in ("comfy_org_api_key", "api_key_comfy_org") if isinstance(raw.get(key), str)
-        )
-    for source in sources:
-        if isinstance(source, dict):
-            names = ("accessId", "accessSecret", "access_key_id", "secret_access_key")
-            yield from (source[name] for name in names if isinstance(source.get(name), str))
 
 
 def _refuse(text: str, field: str) -> NoReturn:
@@ -178,9 +129,10 @@ def _files(raw: Any) -> Iterator[InputFile]:
         _refuse(FILES_TEXT, "files")
     for index, item in enumerate(raw):
         field = f"files[{index}]"
-        if not isinstance(item, dict) or "name" not in item or ("data" in item) == ("url" in item):
+        keys = [key for key in ("data", "url") if isinstance(item, dict) and item.get(key) is not None]
+        if not keys or len(keys) > 1 or "name" not in item:
             _refuse(FILES_TEXT, field)
-        key = "data" if "data" in item else "url"
+        [key] = keys
         name = _file_name(item["name"], f"{field}.name")
         file = _input_file(name, item[key], f"{field}.{key}", must_be_image=False)
         if key == "url" and file.url is None:
@@ -195,7 +147,7 @@ def _input_file(name: str, content: Any, field: str, *, must_be_image: bool) -> 
             f"not {graph.kind_of(content)}",
             field,
         )
-    if content[:8].lower().startswith(graph.URL_SCHEMES):
+    if content.lstrip()[:8].lower().startswith(graph.URL_SCHEMES):
         return InputFile(name, field, url=content.strip(), must_be_image=must_be_image)
     return InputFile(name, field, data=content, must_be_image=must_be_image)
 
@@ -214,6 +166,8 @@ def _file_name(name: Any, field: str) -> str:
         _refuse(f"'{field}' must be at most {NAME_LIMIT} bytes long and hold no control characters", field)
     if any(0xD800 <= ord(char) <= 0xDFFF for char in name):
         _refuse(f"'{field}' must be valid Unicode", field)
+    if is_cached(name):
+        _refuse(f"'{field}' must not look like a name of this worker's own files (cw-...)", field)
     return name.replace("\\", "/")
 
 
@@ -242,7 +196,7 @@ def _flags(data: Mapping[str, Any]) -> Callable[[str, bool], bool]:
 
 def _timeout(value: Any, rules: Rules) -> float:
     if value is None:
-        return rules.timeout_s
+        return min(rules.timeout_s, rules.timeout_max_s)
     # A NaN fails every comparison, so the test is for what is allowed.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= rules.timeout_max_s:
         _refuse(
@@ -271,6 +225,8 @@ def _pnginfo(value: Any) -> Mapping[str, Any] | None:
         _refuse(
             "'extra_pnginfo' must be an object, and its 'workflow' (if there is one) too", "extra_pnginfo"
         )
+    if not graph.is_json([value]):
+        _refuse(f"'extra_pnginfo' cannot be sent to ComfyUI: {graph.NOT_JSON}", "extra_pnginfo")
     return value
 
 
@@ -296,54 +252,8 @@ def _conversion(raw: Any) -> Conversion | None:
     return Conversion(format_, convert.check_options(format_, options or {}), keep)
 
 
-def _bucket(data: Mapping[str, Any], s3_config: Any) -> Bucket | None:
-    found = [
-        (name, value)
-        for name, value in (
-            ("s3Config", s3_config),
-            ("s3Config", data.get("s3Config")),
-            ("s3", data.get("s3")),
-        )
-        if value is not None
-    ]
-    if not found:
-        return None
-    name, value = found[0]
-    try:
-        bucket = _of_block(value) if name == "s3" else _of_config(value)
-    except ValidationError as exc:
-        error = exc.errors(include_input=False, include_context=False, include_url=False)[0]
-        path = ".".join([name, *map(str, error["loc"])])
-        needs = "access_key_id, secret_access_key and bucket_name" if name == "s3" else "all four of its keys"
-        _refuse(
-            f"'{path}': {error['msg']}. A job's bucket needs {needs}; the worker's are never mixed in", path
-        )
-    problems = s3.check(bucket)
-    if problems:
-        _refuse(f"'{name}': {problems[0]}", name)
-    return bucket
-
-
-def _of_config(value: Any) -> Bucket:
-    given = S3Config.model_validate(value)
-    return Bucket(
-        given.endpointUrl, given.accessId, given.accessSecret, given.bucketName, given.prefix, given.region
-    )
-
-
-def _of_block(value: Any) -> Bucket:
-    given = S3Block.model_validate(value)
-    return Bucket(
-        given.endpoint_url,
-        given.access_key_id,
-        given.secret_access_key,
-        given.bucket_name,
-        given.prefix,
-        given.region,
-    )
-
-
 def _typos(data: Mapping[str, Any]) -> Iterator[str]:
-    for key in data:
-        if key not in KNOWN_KEYS and (near := difflib.get_close_matches(key, KNOWN_KEYS, 1, 0.75)):
-            yield f"Unknown key '{key[:60]}' in 'input' was ignored. Did you mean '{near[0]}'?"
+    strange = [key for key in list(data)[:TYPO_KEYS] if key not in KNOWN_KEYS and len(key) < 60]
+    for key in strange:
+        if near := difflib.get_close_matches(key, KNOWN_KEYS, 1, 0.75):
+            yield f"Unknown key '{key}' in 'input' was ignored. Did you mean '{near[0]}'?"

@@ -235,7 +235,7 @@ class Pipeline:
                 400,
                 {"error": verdict.error, "node_errors": verdict.node_errors},
                 staged.workflow,
-                classes.get,
+                choices,
             )
         if verdict.node_errors and trip.job.strict:
             raise refusals.partly_refused(verdict.node_errors, staged.workflow, choices)

@@ -6,6 +6,7 @@ Concurrency is the number of threads and nothing else; ComfyUI's own queue is th
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,6 +20,10 @@ from comfy_worker.job import Event, Job, Observer, Result
 logger = logging.getLogger(__name__)
 
 Run = Callable[[Job, Deadline, Observer], Result]
+
+IDLE_S = 60.0
+CANCEL_S = 10.0
+"""How long a run that was told to stop may take at the end of the pool."""
 
 
 @dataclass(slots=True)
@@ -59,7 +64,8 @@ class Pool:
         self._limit = limit
         self._lock = threading.Condition()
         self._queue: deque[_Entry] = deque()
-        self._entries: dict[str, _Entry] = {}
+        self._running: dict[str, _Entry] = {}
+        self._newest: dict[str, _Entry] = {}
         self._closing = False
         self._threads = [
             threading.Thread(target=self._work, name=f"pipeline-{number}", daemon=True)
@@ -80,16 +86,16 @@ class Pool:
         with self._lock:
             if self._closing:
                 raise WorkerBusy("The worker is shutting down and takes no more jobs.")
-            entry = self._entries.get(job.id)
+            entry = self._newest.get(job.id)
             if entry is not None and entry.job == job and not entry.deadline.cancelled:
                 entry.observers.append(observe)
             else:
                 if len(self._queue) >= self._limit:
                     raise WorkerBusy(f"{self._limit} jobs wait already; send the job again later.")
                 entry = _Entry(job, Deadline(job.timeout_s), [observe])
-                self._entries[job.id] = entry
+                self._newest[job.id] = entry
                 self._queue.append(entry)
-                self._lock.notify()
+                self._lock.notify_all()
             entry.waiting.append(future)
         return Ticket(future, lambda claim: self._give_back(entry, claim))
 
@@ -99,7 +105,7 @@ class Pool:
         How many jobs run or wait.
         """
         with self._lock:
-            return len(self._queue) + len(self._entries)
+            return len(self._queue) + len(self._running)
 
     def close(self, timeout_s: float) -> None:
         """
@@ -111,15 +117,17 @@ class Pool:
             self._lock.notify_all()
         for entry in waiting:
             entry.deadline.cancel()
-        each = timeout_s / max(1, len(self._threads))
-        for thread in self._threads:
-            thread.join(each)
+        self._join(timeout_s)
         with self._lock:
-            running = list(self._entries.values())
+            running = list(self._running.values())
         for entry in running:
             entry.deadline.cancel()
+        self._join(CANCEL_S)
+
+    def _join(self, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(10.0)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _give_back(self, entry: _Entry, claim: Future[Result]) -> None:
         with self._lock:
@@ -145,23 +153,38 @@ class Pool:
                 log.current_job.reset(token)
 
     def _next(self) -> _Entry | None:
+        """
+        Wait for an entry, and take it; None once the pool is closed and empty.
+
+        Of one id only one runs at a time: what takes back a cancelled prompt would take back that of the next one too.
+        """
         with self._lock:
-            self._lock.wait_for(lambda: self._queue or self._closing)
-            return self._queue.popleft() if self._queue else None
+            while True:
+                entry = next((entry for entry in self._queue if entry.job.id not in self._running), None)
+                if entry is not None:
+                    self._queue.remove(entry)
+                    self._running[entry.job.id] = entry
+                    return entry
+                if self._closing and not self._queue:
+                    return None
+                self._lock.wait(IDLE_S)
 
     def _finish(self, entry: _Entry) -> None:
         result: Result | None = None
-        error: BaseException | None = None
+        error: Exception | None = None
         try:
             result = self._run(entry.job, entry.deadline, lambda event: self._tell(entry, event))
         except BaseException as exc:
-            error = exc
+            # What would end a process or a task must not travel into the one that waits.
+            error = exc if isinstance(exc, Exception) else RuntimeError(type(exc).__name__)
             if not isinstance(exc, WorkerError):
                 logger.exception("The job ended by a fault of the worker.")
         with self._lock:
-            if self._entries.get(entry.job.id) is entry:
-                del self._entries[entry.job.id]
+            del self._running[entry.job.id]
+            if self._newest.get(entry.job.id) is entry:
+                del self._newest[entry.job.id]
             waiting, entry.waiting = entry.waiting, []
+            self._lock.notify_all()
         for future in waiting:
             if error is not None:
                 future.set_exception(error)

@@ -5,6 +5,8 @@ Entry points call `load`; everything below is given the values it needs. docs/re
 this table and a test compares the two.
 """
 
+import math
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -21,6 +23,8 @@ FALSE = frozenset({"0", "false", "no", "off"})
 OWN_FLAGS = frozenset(
     {"--port", "--listen", "--base-directory", "--input-directory", "--output-directory", "--temp-directory"}
 )
+
+ACCOUNT = ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "NAME")
 
 Parser = Callable[[str], Any]
 
@@ -48,7 +52,7 @@ def number(low: float, high: float = float("inf"), *, whole: bool = False) -> Pa
             value: float = int(text) if whole else float(text)
         except ValueError:
             raise ValueError(wanted) from None
-        if not low <= value <= high:
+        if not (low <= value <= high and math.isfinite(value)):
             raise ValueError(wanted)
         return value
 
@@ -82,7 +86,7 @@ def http_url(text: str) -> str:
         )
     except ValueError:
         usable = None
-    if not usable or "@" in parts.netloc or parts.query:
+    if not usable or "@" in parts.netloc or re.search(r"[\s?#\\]", text.strip()):
         raise ValueError(problem)
     return text.strip().rstrip("/")
 
@@ -112,7 +116,10 @@ def folder(text: str) -> Path:
     """
     Read a path; `~` is the home folder.
     """
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("a path whose `~` is a known home folder") from None
 
 
 def setting(
@@ -133,6 +140,7 @@ def setting(
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 MEGABYTE = 1_000_000
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +170,7 @@ class Settings:
     websocket_trace: bool = setting(False, "Log the type of every websocket message (never its content).", boolean, group="ComfyUI")
 
     job_timeout_s: float = setting(3600.0, "Seconds a job may take when it names no `timeout_s`.", number(0.1), group="Jobs")
-    job_timeout_max_s: float = setting(86_400.0, "The largest `timeout_s` a job may ask for.", number(0.1), group="Jobs")
+    job_timeout_max_s: float = setting(DAY_S, "The largest `timeout_s` a job may ask for.", number(0.1), group="Jobs")
     worker_concurrency: int = setting(1, "Jobs in the pipeline at once; with 2 the next job's inputs are fetched and its prompt waits in ComfyUI while the present one runs.", number(1, 64, whole=True), group="Jobs")
     strict: bool = setting(False, "Refuse a workflow when ComfyUI drops some of its outputs as invalid, instead of running the rest.", boolean, group="Jobs")
     fail_on_node_error: bool = setting(True, "A node error fails the job even when other outputs were finished; false completes it with `errors`.", boolean, group="Jobs")
@@ -179,7 +187,7 @@ class Settings:
     allow_private_urls: bool = setting(False, "Let jobs fetch inputs from private, loopback and link-local addresses; only for a trusted network.", boolean, group="Inputs")
 
     bucket_endpoint_url: str | None = setting(None, "S3 endpoint; setting it switches the output to URLs.", http_url, group="Storage", names=("BUCKET_ENDPOINT_URL", "S3_ENDPOINT_URL"))
-    bucket_access_key_id: str | None = setting(None, "Access key of the bucket.", group="Storage", names=("BUCKET_ACCESS_KEY_ID", "S3_ACCESS_KEY_ID"))
+    bucket_access_key_id: str | None = setting(None, "Access key of the bucket.", group="Storage", names=("BUCKET_ACCESS_KEY_ID", "S3_ACCESS_KEY_ID"), secret=True)
     bucket_secret_access_key: SecretStr | None = setting(None, "Secret key of the bucket.", SecretStr, group="Storage", names=("BUCKET_SECRET_ACCESS_KEY", "S3_SECRET_ACCESS_KEY"), secret=True)
     bucket_name: str | None = setting(None, "Bucket; unset keeps the legacy layout, in which the month stands in its place.", group="Storage", names=("BUCKET_NAME", "S3_BUCKET_NAME"))
     bucket_prefix: str = setting("", "First part of every key; needs BUCKET_NAME.", group="Storage")
@@ -228,7 +236,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     values: dict[str, Any] = {}
     problems: list[str] = []
     given = {name: text for name, text in environ.items() if text.strip()}
-    if any(name.startswith("BUCKET_") for name in given):
+    if any(f"BUCKET_{name}" in given for name in ACCOUNT):
         # Two families of names, two accounts: one never fills the gaps of the other.
         given = {name: text for name, text in given.items() if not name.startswith("S3_")}
     for entry in fields(Settings):
@@ -238,7 +246,9 @@ def load(environ: Mapping[str, str]) -> Settings:
         try:
             values[entry.name] = entry.metadata["parse"](environ[name].strip())
         except ValueError as exc:
-            shown = "its value" if entry.metadata["secret"] else repr(environ[name])
+            # A URL may hold a password, and a signature.
+            is_open = not entry.metadata["secret"] and not re.search(r"[@?]", environ[name])
+            shown = repr(environ[name]) if is_open else "its value"
             problems.append(f"{name} must be {exc}, not {shown}")
     problems.extend(contradictions(values))
     if problems:
@@ -265,5 +275,6 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield "BUCKET_PREFIX needs BUCKET_NAME: without a bucket name the legacy layout is used"
     if ("comfy_input_dir" in values) != ("comfy_output_dir" in values):
         yield "COMFY_INPUT_DIR and COMFY_OUTPUT_DIR must be set together"
-    if values.get("job_timeout_s", 0) > values.get("job_timeout_max_s", float("inf")):
-        yield "JOB_TIMEOUT_S must not be larger than JOB_TIMEOUT_MAX_S"
+    most = values.get("job_timeout_max_s", DAY_S)
+    if values.get("job_timeout_s", 0) > most:
+        yield f"JOB_TIMEOUT_S must not be larger than JOB_TIMEOUT_MAX_S, which is {most:g}"

@@ -7,26 +7,24 @@ name cannot be mixed up. The references in the workflow follow. A name that no n
 
 import base64
 import binascii
-import hashlib
-import re
+import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from comfy_worker import graph, kinds, picture
-from comfy_worker.comfy.files import CACHED, ComfyFiles
+from comfy_worker import graph, picture
+from comfy_worker.comfy.cached import cached_name
+from comfy_worker.comfy.files import ComfyFiles
 from comfy_worker.deadline import Deadline
-from comfy_worker.errors import InputUnavailable
+from comfy_worker.errors import InputUnavailable, JobFailed
 from comfy_worker.fetch import Fetcher, Item, ReadS3
 from comfy_worker.job import Bucket, InputFile, Job
 
 FAILED_TEXT = "Failed to upload one or more input images"
 WHITESPACE = {ord(char): None for char in " \t\r\n\f\v"}
-SAFE_SUFFIX = re.compile(r"\.[a-z0-9]{1,12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +91,22 @@ class Stager:
         def referred(place: graph.Place) -> str | None:
             if place.value in values:
                 return place.value if self._is_file(job, place) else None
-            name, annotation = graph.split_annotation(place.value)
-            if name not in names or annotation not in {"", " [input]"}:
+            name = _named(place.value, names)
+            if name is None or graph.is_prose(place.input_name, self._info_of(job, place)):
                 return None
-            return None if graph.is_prose(place.input_name, self._info_of(job, place)) else name
+            return name
 
         used = {name for place in graph.widgets(job.workflow) if (name := referred(place))}
+        plain = (names - used) | names.intersection(graph.nested_texts(job.workflow))
+        held.hold(plain, deadline)
         renames: dict[str, str] = {}
         for file in (*job.inputs, *remote):
             deadline.check("staging")
             source = sources[file.name]
+            if file.name in plain:
+                held.place(file.name, _copied(source) if file.name in used else source)
             if file.name in used:
                 renames[file.name] = held.place(cached_name(file, source), source)
-            else:
-                held.place_plain(file.name, source, deadline)
 
         def edit(place: graph.Place) -> str:
             name = referred(place)
@@ -155,9 +155,12 @@ class Stager:
         for file in files:
             if file.data is not None:
                 try:
-                    paths[file.name].write_bytes(self._decoded(file))
+                    data = self._decoded(file)
                 except InputUnavailable as exc:
                     failures[file.field] = str(exc)
+                    continue
+                with _saving():
+                    paths[file.name].write_bytes(data)
         items = [Item(str(file.url), paths[file.name], file.field) for file in wanted]
         failures.update(self._fetcher.fetch_all(items, deadline, max_bytes=self._max_bytes, s3=read_s3))
         for file in files:
@@ -203,20 +206,48 @@ class _Held:
         self.names: list[str] = []
 
     def place(self, name: str, source: Path) -> str:
-        placed = self._files.place(name, source)
+        with _saving():
+            placed = self._files.place(name, source)
         self.names.append(placed)
         return placed
 
-    def place_plain(self, name: str, source: Path, deadline: Deadline) -> None:
-        self._plain.hold(name, deadline)
-        self._plain_names.append(name)
-        self.place(name, source)
+    def hold(self, names: Iterable[str], deadline: Deadline) -> None:
+        # In one order, or two jobs could each wait for what the other has.
+        for name in sorted(names):
+            self._plain.hold(name, deadline)
+            self._plain_names.append(name)
 
     def release(self) -> None:
         for name in self.names:
             self._files.release(name)
         for name in self._plain_names:
             self._plain.release(name)
+
+
+@contextmanager
+def _saving() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise JobFailed(
+            "An input could not be saved: the worker's disk is full or cannot be written to."
+        ) from exc
+
+
+def _copied(source: Path) -> Path:
+    with _saving():
+        return Path(shutil.copyfile(source, source.with_name(f"{source.name}-copy")))
+
+
+def _named(value: str, names: Collection[str]) -> str | None:
+    """
+    Return which of the job's files a value names, as it is or with ` [input]` behind it.
+    """
+    value = value.replace("\\", "/")
+    if value in names:
+        return value
+    name, annotation = graph.split_annotation(value)
+    return name if annotation == " [input]" and name in names else None
 
 
 class PlainNames:
@@ -247,28 +278,3 @@ class PlainNames:
         with self._freed:
             self._held.discard(name)
             self._freed.notify_all()
-
-
-def cached_name(file: InputFile, source: Path) -> str:
-    """
-    Return the content-addressed name of a file: `cw-<hash><suffix>`, the suffix by its name, URL or first bytes.
-    """
-    digest = hashlib.sha256()
-    with source.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return f"{CACHED}{digest.hexdigest()[:32]}{_suffix(file, source)}"
-
-
-def _suffix(file: InputFile, source: Path) -> str:
-    names = [unquote(urlsplit(file.url).path) if file.url else ""]
-    if not graph.is_remote(file.name):
-        names.insert(0, file.name)
-    for name in names:
-        suffix = PurePosixPath(name).suffix.lower()
-        if SAFE_SUFFIX.fullmatch(suffix):
-            return suffix
-    with source.open("rb") as stream:
-        mime, _ = kinds.by_bytes(stream.read(64))
-    found = kinds.extension_of(mime)
-    return f".{found}" if found else ""

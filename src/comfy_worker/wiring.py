@@ -2,6 +2,7 @@
 Builds a Worker from Settings: the one module that knows all the others. It decides nothing but who gets what.
 """
 
+import atexit
 import logging
 import shutil
 import socket
@@ -27,7 +28,7 @@ from comfy_worker.deadline import Deadline
 from comfy_worker.errors import ComfyUnavailable, ConfigInvalid
 from comfy_worker.faces.runpod import RunpodFace
 from comfy_worker.faces.runpod_progress import Poster
-from comfy_worker.faces.runpod_sdk import Loop, prepare
+from comfy_worker.faces.runpod_sdk import Loop, exit_on_sigterm, prepare
 from comfy_worker.fetch import Fetcher
 from comfy_worker.fetch_guard import Guard
 from comfy_worker.job import Bucket
@@ -139,6 +140,8 @@ class Worker:
         if self.engine.process is not None:
             self.engine.process.stop()
         self.engine.client.close()
+        if self.face.poster is not None:
+            self.face.poster.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
@@ -352,6 +355,7 @@ def shared(environ: Mapping[str, str]) -> Worker:
     with _sharing:
         if not _shared:
             _shared.append(worker_of(environ, builtin="RUNPOD_WEBHOOK_GET_JOB" not in environ))
+            atexit.register(close_shared)  # for who only imports the handler
         return _shared[0]
 
 
@@ -371,6 +375,8 @@ def serve_runpod(environ: MutableMapping[str, str]) -> int:
 
     Returns the exit code: 2 for wrong settings, 1 when ComfyUI cannot be had.
     """
+    log.configure("INFO", as_json="RUNPOD_ENDPOINT_ID" in environ)  # until the settings are read
+    exit_on_sigterm()
     try:
         worker = shared(environ)
     except ConfigInvalid as exc:
@@ -383,6 +389,7 @@ def serve_runpod(environ: MutableMapping[str, str]) -> int:
             worker.settings.worker_concurrency,
             worker.settings.refresh_worker,
             worker.engine.client.system_stats,
+            close_shared,
         )
         loop.load()
         worker.engine.wait_ready()

@@ -33,8 +33,8 @@ def test_pending_prompts_can_be_deleted_and_running_ones_cannot(client: Client, 
     """
     socket = client.socket()
     running = client.queue(chain("Gate"), "a")
-    pending = [client.queue(picture(str(index)), "a") for index in range(3)]
     gate.entered.wait(5)
+    pending = [client.queue(picture(str(index)), "a") for index in range(3)]
 
     client.post("/queue", {"delete": [pending[1], running, "unknown"]})
     left = client.get("/queue").json()

@@ -5,9 +5,10 @@ No rule about prompts lives here (see `progress`, `watch`, `cancel`); only what 
 Source of all routes and replies: ComfyUI 0.27.0 and 0.3.64 as observed.
 """
 
+import json
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 import requests
+from urllib3.exceptions import HTTPError, NewConnectionError
 
 from comfy_worker.errors import ComfyUnavailable, InputUnavailable
 
@@ -40,12 +42,14 @@ class Reply:
 
     def json(self) -> Any:
         """
-        Return the body as JSON, or None if it is not.
+        Return the body as JSON, or None if it is not. A NaN becomes None, as ComfyUI 0.27.0 may send one; half surrogate
+        pairs are kept, for they name files whose names are no UTF-8.
         """
-        try:
+        with suppress(orjson.JSONDecodeError):
             return orjson.loads(self.body)
-        except orjson.JSONDecodeError:
-            return None
+        with suppress(ValueError, RecursionError):
+            return json.loads(self.body, parse_constant=lambda _: None)
+        return None
 
 
 class Client:
@@ -190,18 +194,21 @@ class Client:
         body = self._send("GET", "/node_replacements").json()
         return frozenset(body) if isinstance(body, dict) else frozenset()
 
-    def upload(self, name: str, source: Path) -> str:
+    def upload(self, name: str, source: Path, *, overwrite: bool = False) -> str:
         """
         Put a file into ComfyUI's input folder; return the name a node must use.
+
+        The folder goes apart from the name: within it, one that does not exist yet is a 500 (0.27.0).
 
         Raises:
             InputUnavailable: ComfyUI refused the file.
         """
+        folder, _, last = name.rpartition("/")
+        fields = {"subfolder": folder, "overwrite": str(overwrite).lower()}
         with source.open("rb") as file:
             # ComfyUI appends " (1)" when a different file has the name: its answer wins.
-            reply = self._send(
-                "POST", "/upload/image", files={"image": (name, file, "application/octet-stream")}
-            )
+            part = {"image": (last, file, "application/octet-stream")}
+            reply = self._send("POST", "/upload/image", files=part, data=fields)
         body = reply.json()
         if reply.status != 200 or not isinstance(body, dict) or not isinstance(body.get("name"), str):
             hint = " (larger than its --max-upload-size)" if reply.status == 413 else ""
@@ -264,15 +271,15 @@ class Client:
                 f"ComfyUI server ({self.address}) not reachable: no connection in time."
             ) from exc
         except requests.Timeout as exc:
-            raise ComfyUnavailable(f"ComfyUI ({self.address}) did not answer in time.") from exc
+            raise ComfyUnavailable("HTTP communication error with ComfyUI: no answer in time.") from exc
         except requests.ConnectionError as exc:
             if _refused(exc):
                 raise NotListening(
                     f"ComfyUI server ({self.address}) not reachable: connection refused."
                 ) from exc
-            raise ComfyUnavailable(f"ComfyUI ({self.address}) closed the connection.") from exc
-        except requests.RequestException as exc:
-            raise ComfyUnavailable(f"HTTP communication error with ComfyUI ({type(exc).__name__}).") from exc
+            raise ComfyUnavailable("HTTP communication error with ComfyUI: connection closed.") from exc
+        except (requests.RequestException, HTTPError) as exc:
+            raise ComfyUnavailable(f"HTTP communication error with ComfyUI: {type(exc).__name__}.") from exc
 
 
 def _ids(items: Any) -> frozenset[str]:
@@ -284,7 +291,7 @@ def _refused(exc: BaseException | None) -> bool:
     seen: set[int] = set()
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
-        if isinstance(exc, ConnectionRefusedError) or type(exc).__name__ == "NewConnectionError":
+        if isinstance(exc, (ConnectionRefusedError, NewConnectionError)):
             return True
         reason = getattr(exc, "reason", None)
         inner = reason if isinstance(reason, BaseException) else next(iter(exc.args), None)

@@ -41,7 +41,7 @@ RULES = (
         False,
     ),
     Rule(
-        re.compile(r"address already in use|only one usage of each socket", re.I),
+        re.compile(r"address already in use|port \d+ is already in use|only one usage of each socket", re.I),
         "The port of ComfyUI is taken by another program. Set COMFY_PORT to a free one, or 0.",
         False,
     ),
@@ -89,8 +89,8 @@ def classify(exit_code: int, lines: Iterable[str], *, out_of_memory_kills: int =
     if exit_code == -signal.SIGKILL and out_of_memory_kills > 0:
         text = "The system killed ComfyUI because the machine's memory (RAM) was full."
         return Crash(f"{text} Use a worker with more memory or a smaller model.", True)
-    # A process that ended by a signal did not end by what it printed before.
-    if exit_code >= 0:
+    # A process that ended by a signal, or well, did not end by what it printed before.
+    if exit_code > 0:
         for line in reversed(list(lines)):
             for rule in RULES:
                 if rule.pattern.search(line):

@@ -8,18 +8,21 @@ import logging
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from comfy_worker.collect import inside
+from comfy_worker.comfy.cached import CACHED, is_cached
 from comfy_worker.comfy.client import Client
-from comfy_worker.errors import ComfyUnavailable
+from comfy_worker.errors import ComfyUnavailable, InputUnavailable
 
 logger = logging.getLogger(__name__)
 
-CACHED = "cw-"
+PRUNE_EVERY_S = 60.0
 
 
 class ComfyFiles(Protocol):
@@ -53,7 +56,7 @@ class SharedFiles:
     ComfyUI's folders on this disk. Writes are atomic, every path is checked to lie inside its folder.
 
     Unused inputs stay, so that ComfyUI's cache stays warm, until they are older than `max_age_s` or all together
-    larger than `max_bytes`.
+    larger than `max_bytes`. `clock` gives epoch seconds.
     """
 
     def __init__(
@@ -64,46 +67,89 @@ class SharedFiles:
         *,
         max_bytes: float = 4e9,
         max_age_s: float = 86_400.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._folders = {"input": input_, "output": output, **({"temp": temp} if temp else {})}
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._lock = threading.Lock()
         self._in_use: Counter[str] = Counter()
+        self._clock = clock
+        self._pruned = clock()
+        self._set_aside: dict[str, Path] = {}
 
     def place(self, name: str, source: Path) -> str:
         """
         Move `source` into the input folder unless a cached file of that name is there.
+
+        A file that has a plain name already is put aside until `release`.
+
+        Raises:
+            InputUnavailable: the name leads out of the folder, or something else is in its way.
         """
-        folder = self._folders["input"]
-        target = folder / name
         with self._lock:
             self._in_use[name] += 1
-        if name.startswith(CACHED) and target.exists():
+        try:
+            self._put(name, source)
+        except BaseException:
+            self._count_down(name)
+            raise
+        return name
+
+    def _put(self, name: str, source: Path) -> None:
+        target = inside(self._folders["input"], "", name)
+        if target is None or target.is_dir():
+            raise InputUnavailable(f"Error uploading {name}: ComfyUI's input folder cannot hold this name")
+        if is_cached(name) and target.exists():
             os.utime(target)
-            return name
-        target.parent.mkdir(parents=True, exist_ok=True)
+            return
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as exc:
+            raise InputUnavailable(f"Error uploading {name}: a file has the name of its folder") from exc
         partial = target.with_name(f".{uuid.uuid4().hex}.part")
         try:
             # A copy, not a link: ComfyUI 0.27 refuses links that lead out of its folder.
             shutil.move(source, partial)
+            if target.exists() and not is_cached(name):
+                self._set_aside[name] = target.rename(target.with_name(f".{uuid.uuid4().hex}.aside"))
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
-        return name
 
     def release(self, name: str) -> None:
         """
         Count one user of an input less; a plain name that nobody uses is removed at once, a cached one by `prune`.
         """
+        if self._count_down(name) and not is_cached(name):
+            self._remove(name)
+        now = self._clock()
+        with self._lock:
+            due = now - self._pruned >= PRUNE_EVERY_S
+            self._pruned = now if due else self._pruned
+        if due:
+            self.prune(now)
+
+    def _count_down(self, name: str) -> bool:
         with self._lock:
             self._in_use[name] -= 1
             unused = self._in_use[name] <= 0
             if unused:
                 del self._in_use[name]
-        if unused and not name.startswith(CACHED):
-            (self._folders["input"] / name).unlink(missing_ok=True)
-            self._drop_empty_parents(name)
+        return unused
+
+    def _remove(self, name: str) -> None:
+        path = self._folders["input"] / name
+        before = self._set_aside.pop(name, None)
+        try:
+            if before is not None:
+                before.replace(path)
+                return
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            logger.warning("An input file could not be removed: %s", type(exc).__name__)
+            return
+        self._drop_empty_parents(name)
 
     def _drop_empty_parents(self, name: str) -> None:
         for parent in list(Path(name).parents)[:-1]:
@@ -147,7 +193,11 @@ class SharedFiles:
             with self._lock:
                 if self._in_use[path.name] > 0:
                     continue
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as exc:
+                    logger.warning("An input file could not be removed: %s", type(exc).__name__)
+                    continue
             left, removed = left - size, removed + 1
         return removed
 
@@ -162,9 +212,9 @@ class RemoteFiles:
 
     def place(self, name: str, source: Path) -> str:
         """
-        Upload `source`; equal bytes under an equal name are stored once by ComfyUI itself.
+        Upload `source`; equal bytes under an equal name are stored once by ComfyUI itself, a plain name is overwritten.
         """
-        return self._client.upload(name, source)
+        return self._client.upload(name, source, overwrite=not is_cached(name))
 
     def release(self, name: str) -> None:
         """

@@ -27,6 +27,8 @@ comfy_logger = logging.getLogger("comfy_worker.comfyui")
 LAST_LINES = 200
 STOP_S = 10.0
 PR_SET_PDEATHSIG = 1
+DIED = "WebSocket communication error: ComfyUI HTTP unreachable during websocket reconnect"
+"""What users of RunPod workers know as the news of a ComfyUI that died under a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +106,15 @@ class ComfyProcess:
         while True:
             check()
             if self._given_up and self._crash is not None:
-                raise self.unavailable()
+                raise ComfyUnavailable(f"{self._unreachable()}\n{self._crash.sentence}")
             if self.pid is not None and self._client.answers():
                 return
             if self._stopping.is_set():
                 raise ComfyUnavailable("The worker is shutting down.")
             if time.monotonic() - self._began > self._boot_timeout_s:
                 raise ComfyUnavailable(
-                    f"ComfyUI server ({self._client.address}) not reachable after multiple retries. It lives and did "
-                    f"not answer within {self._boot_timeout_s:g} s (COMFY_BOOT_TIMEOUT_S)."
+                    f"{self._unreachable()}\nIt lives and did not answer within {self._boot_timeout_s:g} s "
+                    "(COMFY_BOOT_TIMEOUT_S)."
                 )
             with self._changed:
                 self._changed.wait(self._interval_s)
@@ -125,16 +127,13 @@ class ComfyProcess:
 
         def check() -> None:
             if self._generation != generation or self._process is None:
-                raise self.unavailable()
+                sentence = self._crash.sentence if self._crash else "ComfyUI is not running."
+                raise ComfyUnavailable(f"{DIED}. {sentence}")
 
         return check
 
-    def unavailable(self) -> ComfyUnavailable:
-        """
-        Return the error that tells why ComfyUI is not there.
-        """
-        sentence = self._crash.sentence if self._crash else "ComfyUI is not running."
-        return ComfyUnavailable(f"ComfyUI server ({self._client.address}) not reachable. {sentence}")
+    def _unreachable(self) -> str:
+        return f"ComfyUI server ({self._client.address}) not reachable after multiple retries."
 
     def kill(self) -> None:
         """
@@ -195,7 +194,7 @@ class ComfyProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             process_group=0,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(),
         )
         with self._changed:
             self._process = process
@@ -233,7 +232,7 @@ class ComfyProcess:
             logger.error("ComfyUI said: %s", line)
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent() -> Callable[[], None] | None:
     """
     Return what a child runs so that it ends with the thread that started it (Linux only).
     """

@@ -183,7 +183,7 @@ class PromptState:
 
     def _picture(self, picture: messages.Picture) -> bool:
         names = [picture.metadata.get(key) for key in ("node_id", "real_node_id", "display_node_id")]
-        if picture.prompt_id is None and picture.node_id is None and self.state == "running":
+        if picture.prompt_id is None and picture.node_id is None:
             names = [self._meter.current]
         elif picture.prompt_id != self.prompt_id:
             return False

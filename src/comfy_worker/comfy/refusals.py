@@ -73,8 +73,25 @@ def _from_json(
     if not node_errors:
         return _invalid(f"{prefix.removesuffix('.')}. Raw response: {text}")
     lines = [f"{prefix}:", *(f"• {line}" for line in describe(node_errors, workflow, choices))]
-    clean = {node_id: _clean(entry, _given(workflow.get(node_id))) for node_id, entry in node_errors.items()}
-    return _invalid("\n".join(lines) + _checkpoint_hint(node_errors, choices), node_errors=clean)
+    text = "\n".join(lines) + _checkpoint_hint(node_errors, choices)
+    return _invalid(text, node_errors=shareable(node_errors, workflow))
+
+
+def shareable(node_errors: Mapping[str, Any], workflow: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return ComfyUI's `node_errors` without tracebacks and paths of its machine.
+    """
+    return {node_id: _clean(entry, _given(workflow.get(node_id))) for node_id, entry in node_errors.items()}
+
+
+def partly_refused(
+    node_errors: Mapping[str, Any], workflow: Mapping[str, Any], choices: Choices | None = None
+) -> WorkflowInvalid:
+    """
+    Return the error for a strict job of whose outputs ComfyUI would run only some.
+    """
+    answer = {"error": {"type": FAILED}, "node_errors": node_errors}
+    return refusal(400, answer, workflow, choices)
 
 
 def _as_text(body: bytes | Mapping[str, Any]) -> str:

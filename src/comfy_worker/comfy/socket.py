@@ -56,7 +56,7 @@ class Mailbox:
         Add a message and wake the reader.
         """
         with self._bell:
-            if isinstance(mail, messages.Picture) and mail.node_id not in self._keep:
+            if self._may_drop(mail):
                 if self._pictures >= PICTURE_LIMIT:
                     return
                 self._pictures += 1
@@ -81,9 +81,15 @@ class Mailbox:
             if not self._mail:
                 return None
             at, mail = self._mail.popleft()
-            if isinstance(mail, messages.Picture) and mail.node_id not in self._keep:
+            if self._may_drop(mail):
                 self._pictures -= 1
             return at, mail
+
+    def _may_drop(self, mail: Mail) -> bool:
+        # A picture that does not say whose it is may be a result.
+        return (
+            isinstance(mail, messages.Picture) and mail.node_id is not None and mail.node_id not in self._keep
+        )
 
 
 class EventSocket:
@@ -286,7 +292,9 @@ def _await_flags(socket: websocket.WebSocket) -> None:
     """
     for _ in range(FLAGS_WITHIN):
         opcode, data = socket.recv_data()
-        if opcode == websocket.ABNF.OPCODE_TEXT and isinstance(messages.parse_text(data), messages.FeatureFlags):
+        if opcode == websocket.ABNF.OPCODE_TEXT and isinstance(
+            messages.parse_text(data), messages.FeatureFlags
+        ):
             return
 
 

@@ -26,7 +26,7 @@ def sealed(reply: dict[str, Any], limit_bytes: int) -> dict[str, Any]:
     clean: dict[str, Any] = _clean(reply, "output", changed)
     if changed:
         clean["errors"] = [*clean.get("errors", []), REPLACED.format(", ".join(changed[:10]))]
-    size = len(orjson.dumps(clean))
+    size = len(orjson.dumps(clean)) + _blanks(clean)
     if size > limit_bytes:
         raise ReplyTooLarge(
             f"The reply is {size:,} bytes and may be {limit_bytes:,}. Configure object storage (BUCKET_ENDPOINT_URL and "
@@ -35,6 +35,15 @@ def sealed(reply: dict[str, Any], limit_bytes: int) -> dict[str, Any]:
             limit_bytes=limit_bytes,
         )
     return clean
+
+
+def _blanks(value: Any) -> int:
+    """
+    Return how many blanks Python's own `json` adds, with which platforms' SDKs encode: after each comma and colon.
+    """
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = max(0, len(items) - 1) + (len(items) if isinstance(value, dict) else 0)
+    return own + sum(_blanks(item) for item in items if isinstance(item, (dict, list)))
 
 
 def _clean(value: Any, path: str, changed: list[str]) -> Any:

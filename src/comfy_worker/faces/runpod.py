@@ -11,11 +11,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_worker import log
-from comfy_worker.errors import NodeFailed, NothingProduced, OutOfMemory, WorkerError
+from comfy_worker.errors import (
+    DeliveryFailed,
+    NodeFailed,
+    NothingProduced,
+    OutOfMemory,
+    ReplyTooLarge,
+    WorkerError,
+)
 from comfy_worker.faces.reply import sealed, shown
 from comfy_worker.faces.runpod_progress import Poster, Progress
 from comfy_worker.job import Event, Job, Observer, Output, Result, ignore
-from comfy_worker.parse import Rules, parse, secrets_of
+from comfy_worker.parse import Rules, parse
+from comfy_worker.parse_bucket import secrets_of
 from comfy_worker.pool import Ticket
 
 logger = logging.getLogger(__name__)
@@ -23,6 +31,8 @@ logger = logging.getLogger(__name__)
 CANCEL_WAIT_S = 60.0
 GROUPS = {"video": "videos", "audio": "audio", "text": "text"}
 LEGACY_FAILED = "Job processing failed"
+LEFT_OUT = "The files that were finished do not fit into the reply and were left out."
+TEXT_LIMIT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +60,25 @@ class RunpodFace:
         token = log.current_job.set(job_id)
         try:
             with log.MASK.during(secrets_of(raw.get("input"), raw)):
-                try:
-                    reply = sealed(await self._answer(job_id, raw, limit, observe), limit)
-                except WorkerError as exc:
-                    reply = sealed(to_failure(exc), limit)
-                except Exception:
-                    logger.exception("The job ended by a fault of the worker.")
-                    reply = {
-                        "error": f"The worker failed on job {job_id}; its log has the reason.",
-                        "error_code": "worker_error",
-                    }
+                reply = await self._reply(job_id, raw, limit, observe)
         finally:
             log.current_job.reset(token)
         if self.refresh():
             reply["refresh_worker"] = True
         return reply
+
+    async def _reply(
+        self, job_id: str, raw: Mapping[str, Any], limit: int, observe: Observer
+    ) -> dict[str, Any]:
+        try:
+            try:
+                return sealed(await self._answer(job_id, raw, limit, observe), limit)
+            except WorkerError as exc:
+                return sealed_failure(exc, limit)
+        except Exception:
+            logger.exception("The job ended by a fault of the worker.")
+            text = "An unexpected error occurred: the worker failed on this job; its log has the reason."
+            return {"error": text, "error_code": WorkerError.code, "retryable": False}
 
     async def _answer(
         self, job_id: str, raw: Mapping[str, Any], limit: int, observe: Observer
@@ -79,15 +93,22 @@ class RunpodFace:
                 progress(event)
 
         try:
-            return to_reply(await finished(self.submit(job, tell)))
+            ticket = self.submit(job, tell)
+            return to_reply(await finished(ticket, progress.stop if progress else _nothing))
         finally:
             if progress is not None:
                 await asyncio.to_thread(progress.close)
 
 
-async def finished(ticket: Ticket) -> Result:
+def _nothing() -> None:
+    pass
+
+
+async def finished(ticket: Ticket, cancelled: Callable[[], None] = _nothing) -> Result:
     """
     Wait for a run. A cancel is passed on to it and waited for, so that the GPU is free when it is raised again.
+
+    `cancelled` is called at once when that happens; it must return at once too.
 
     A cancel that nobody asked this task for is a fault of inner code, and would lose the job if it were raised.
     """
@@ -95,6 +116,7 @@ async def finished(ticket: Ticket) -> Result:
     try:
         return await asyncio.shield(waiting)
     except asyncio.CancelledError:
+        cancelled()
         ticket.cancel()
         await asyncio.wait([waiting], timeout=CANCEL_WAIT_S)
         if waiting.done() and not waiting.cancelled():
@@ -161,8 +183,33 @@ def to_failure(exc: WorkerError) -> dict[str, Any]:
     facts = dict(exc.details)
     text = str(exc)
     reply: dict[str, Any] = to_reply(exc.partial) if isinstance(exc.partial, Result) else {}
-    if isinstance(exc, (NodeFailed, OutOfMemory, NothingProduced)) and not reply.get("images"):
-        facts["details"], text = [text, *facts.get("details", [])], LEGACY_FAILED
+    if isinstance(exc, (NodeFailed, OutOfMemory, NothingProduced, DeliveryFailed)) and not reply.get(
+        "images"
+    ):
+        facts["details"], text = [*_details(exc), *facts.get("details", [])], LEGACY_FAILED
     reply.pop("status", None)
     reply |= {"error": shown(text), "error_code": exc.code, "retryable": exc.retryable}
-    return reply | log.MASK.value(facts)
+    reply.update(log.MASK.value(facts))
+    return reply
+
+
+def _details(exc: WorkerError) -> list[str]:
+    failures = exc.details.get("failures", ())
+    return [f"Error uploading {item['filename']} to S3: {item['reason']}" for item in failures] or [str(exc)]
+
+
+def sealed_failure(exc: WorkerError, limit: int) -> dict[str, Any]:
+    """
+    Return the failure as it is sent: without the finished files, and with shortened texts, where it does not fit.
+    """
+    reply = to_failure(exc)
+    try:
+        return sealed(reply, limit)
+    except ReplyTooLarge:
+        kept = {key: reply[key] for key in ("error", "error_code", "retryable")}
+        kept["error"] = kept["error"][:TEXT_LIMIT]
+        if isinstance(reply.get("details"), list):
+            kept["details"] = [str(text)[: TEXT_LIMIT // 4] for text in reply["details"][:3]]
+        if isinstance(exc.partial, Result) and exc.partial.outputs:
+            kept["errors"] = [LEFT_OUT]
+        return sealed(kept, limit)

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 Post = Callable[[Mapping[str, Any]], None]
 
+CONNECT_TIMEOUT_S = 1.0
 POST_TIMEOUT_S = 2.0
 
 
@@ -44,7 +45,7 @@ class Progress:
     def __init__(self, post: Post, *, interval_s: float = 1.0) -> None:
         self._post = post
         self._interval_s = interval_s
-        self._bell = threading.Condition()
+        self._bell = threading.Lock()
         self._latest: Event | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -61,15 +62,20 @@ class Progress:
                 self._thread = threading.Thread(target=self._send, name="runpod-progress", daemon=True)
                 self._thread.start()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """
-        Send nothing any more; when this returns, nothing is in flight (bounded by the post's own timeout).
+        Start no further post. Returns at once.
         """
         with self._bell:
             self._closed.set()
-            thread = self._thread
-        if thread is not None:
-            thread.join(POST_TIMEOUT_S + 1.0)
+
+    def close(self) -> None:
+        """
+        Send nothing any more; when this returns, nothing is in flight (bounded by the post's own timeouts).
+        """
+        self.stop()
+        if self._thread is not None:
+            self._thread.join(CONNECT_TIMEOUT_S + POST_TIMEOUT_S + 1.0)
 
     def _send(self) -> None:
         # The wait comes first: a job that is over within the interval needs no progress.
@@ -82,12 +88,21 @@ class Progress:
 
 class Poster:
     """
-    Posts progress of one worker to the job API. A failing post is logged once per job and fails nothing.
+    Posts progress of one worker to the job API, over connections that are kept open. A failing post is logged once per
+    job and fails nothing.
     """
 
     def __init__(self, url: str, key: str | None, pod_id: str | None) -> None:
         self._url = url.replace("$RUNPOD_POD_ID", pod_id or "unknown")
         self._key = key
+        self._session = requests.Session()
+        self._session.trust_env = False
+
+    def close(self) -> None:
+        """
+        Close the connections.
+        """
+        self._session.close()
 
     def of(self, job_id: str) -> Post:
         """
@@ -97,22 +112,26 @@ class Poster:
         """
         url = self._url.replace("$ID", job_id)
         url += ("&" if "?" in url else "?") + "isStream=false"
-        headers = {
+        headers: dict[str, str | bytes | None] = {
             "charset": "utf-8",
             "Content-Type": "application/x-www-form-urlencoded",
-            "X-Request-ID": job_id,
+            "X-Request-ID": job_id.encode(errors="replace"),
             **({"Authorization": self._key} if self._key else {}),
         }
-        session = requests.Session()
-        session.trust_env = False
         failed = False
 
         def post(value: Mapping[str, Any]) -> None:
             nonlocal failed
-            body = orjson.dumps({"status": "IN_PROGRESS", "output": value})
             try:
-                session.post(url, data=body, headers=headers, timeout=POST_TIMEOUT_S).raise_for_status()
-            except requests.RequestException as exc:
+                self._session.post(
+                    url,
+                    data=orjson.dumps({"status": "IN_PROGRESS", "output": value}),
+                    headers=headers,
+                    timeout=(CONNECT_TIMEOUT_S, POST_TIMEOUT_S),
+                    allow_redirects=False,
+                ).raise_for_status()
+            except (requests.RequestException, ValueError, TypeError) as exc:
+                # The last two: an id or a title that no header and no JSON can hold.
                 if not failed:
                     logger.warning("Progress could not be sent: %s", type(exc).__name__)
                 failed = True

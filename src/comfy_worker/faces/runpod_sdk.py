@@ -4,19 +4,26 @@ The runpod SDK around the face: what must be set before its import, the fitness 
 Source: SDK 1.12.0 as observed. Its import takes over a second (one sleep in a CPU probe), so ComfyUI is started first.
 """
 
+import json
 import logging
+import os
+import signal
 import sys
 import types
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from comfy_worker import log
+from comfy_worker.comfy.process import die_with_parent
 from comfy_worker.errors import ComfyUnavailable
 
 logger = logging.getLogger(__name__)
 
 LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR", "FATAL": "ERROR"}
 SDK_LEVELS = frozenset({"NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR"})
+SHORTEST_PING_MS = 1000
 DEFAULTS = {
     # The SDK's own checks ask 8.8.8.8, import torch and hold a CUDA context; ours asks ComfyUI.
     "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
@@ -33,30 +40,55 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     for name, value in DEFAULTS.items():
         environ.setdefault(name, value)
     for name in ("RUNPOD_LOG_LEVEL", "RUNPOD_DEBUG_LEVEL"):
-        given = environ.get(name)
-        if given is None:
-            continue
-        level = LEVELS.get(given.strip().upper(), given.strip().upper())
-        if level not in SDK_LEVELS:
-            logger.warning("%s=%s is not a level of the SDK; INFO is used.", name, given)
-            level = "INFO"
-        environ[name] = level
+        if name in environ:
+            environ[name] = _level(name, environ[name])
+    ping = environ.get("RUNPOD_PING_INTERVAL", "").strip()
+    if ping.isdecimal() and int(ping) < SHORTEST_PING_MS:
+        # The SDK counts whole seconds, and its ping process ends at once with 0.
+        environ["RUNPOD_PING_INTERVAL"] = str(SHORTEST_PING_MS)
     if "cpuinfo" not in sys.modules:
         stub = types.ModuleType("cpuinfo")
         stub.__dict__["get_cpu_info"] = lambda: {"brand_raw": "unknown"}
         sys.modules["cpuinfo"] = stub
 
 
+def _level(name: str, given: str) -> str:
+    # The SDK raises at its import for a level that it does not know, WARNING among them.
+    word = given.strip().upper()
+    level = LEVELS.get(word, word)
+    if level in SDK_LEVELS:
+        return level
+    logger.warning("%s=%s is not a level of the SDK; INFO is used.", name, given)
+    return "INFO"
+
+
+def exit_on_sigterm() -> None:
+    """
+    Leave in an orderly way when told to while the worker starts; later the SDK's own handler replaces this one.
+
+    As the first process of a container we would not even hear a SIGTERM without a handler.
+    """
+
+    def leave(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once: what is being closed is not left half open
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
 @dataclass(slots=True)
 class Loop:
     """
     The SDK's job loop over one handler. `config` is the SDK's own dict: it is read again after each job.
+
+    `close` ends ComfyUI; it is called before the SDK ends the process of an unfit worker the hard way.
     """
 
     handler: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
     concurrency: int
     refresh_worker: bool
     system_stats: Callable[[], Mapping[str, Any]]
+    close: Callable[[], None]
 
     def load(self) -> None:
         """
@@ -73,9 +105,15 @@ class Loop:
         import runpod  # a second of work, so only here
         from runpod.serverless.modules import rp_fitness, worker_state
 
-        rp_fitness.register_fitness_check(self.is_fit)
+        rp_fitness.register_fitness_check(self.comfyui)
+        if (follow := die_with_parent()) is not None:
+            # The SDK's ping process outlives a killed worker, and goes on telling the platform that it lives.
+            os.register_at_fork(after_in_child=follow)
+        if worker_state.IS_LOCAL_TEST:
+            sys.argv += wrapped_test_input(sys.argv, Path("test_input.json"))
         runpod.serverless.start(self.config())
-        for job in list(worker_state.JobsProgress().get_job_list() or ()):
+        for job in list(worker_state.JobsProgress()):
+            log.current_job.set(str(job))
             logger.error("Job %s was taken while the worker was shutting down, and was not run.", job)
 
     def config(self) -> dict[str, Any]:
@@ -84,7 +122,7 @@ class Loop:
         """
         config: dict[str, Any] = {
             "handler": None,
-            "concurrency_modifier": lambda current: self.concurrency,
+            "concurrency_modifier": lambda _current: self.concurrency,
             "refresh_worker": self.refresh_worker,
         }
 
@@ -99,10 +137,32 @@ class Loop:
         config["handler"] = handler
         return config
 
-    def is_fit(self) -> None:
+    def comfyui(self) -> None:
         """
-        Raise unless ComfyUI answers and has a device to run on.
+        Be the fitness check, which the platform sees by this name: raise unless ComfyUI answers and has a device.
         """
-        devices = self.system_stats().get("devices")
-        if not devices:
-            raise ComfyUnavailable("ComfyUI answers and reports no device to run on.")
+        try:
+            if not self.system_stats().get("devices"):
+                raise ComfyUnavailable("ComfyUI answers and reports no device to run on.")
+        except ComfyUnavailable:
+            self.close()
+            raise
+
+
+def wrapped_test_input(argv: list[str], path: Path) -> list[str]:
+    """
+    Return the arguments that make the SDK run a bare workflow in `path` as a job; none where it is a job already.
+    """
+    if any(word.startswith(("--test_input", "--rp_serve_api")) for word in argv):
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []  # the SDK has words of its own for these
+    if not isinstance(found, dict) or not found or "input" in found:
+        return []
+    nodes = [node for node in found.values() if isinstance(node, dict) and "class_type" in node]
+    if len(nodes) < len(found):
+        return []
+    logger.warning('%s is a bare workflow; as a job it is {"input": {"workflow": ...}}.', path.name)
+    return ["--test_input", json.dumps({"input": {"workflow": found}})]

@@ -34,6 +34,7 @@ def read(path: Path) -> tuple[Array, Array]:
 
     Raises:
         OSError: neither can read the file (also `PIL.UnidentifiedImageError`).
+        av.FFmpegError: a side is under 16 pixels in a format whose levels become floats (grey, GIF, WebP, ...).
     """
     frames = _decoded(path) or _opened(path)
     first = frames[0][0].shape
@@ -44,22 +45,25 @@ def read(path: Path) -> tuple[Array, Array]:
 def _decoded(path: Path) -> list[Frame]:
     try:
         with av.open(str(path)) as container:
-            return [turned(frame) for frame in container.decode(video=0)]
+            frames = list(container.decode(video=0))
     except (av.FFmpegError, IndexError):
         return []
+    return [turned(frame) for frame in frames]
 
 
 def turned(frame: Any) -> Frame:
     """
     Return a decoded frame, turned as its rotation says, and its mask.
+
+    Raises:
+        av.FFmpegError: it is too small, see `read`.
     """
     transparent = frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components)
     if frame.format.name in _EIGHT_BIT or frame.format.name.startswith("yuvj"):
         pixels = from_bytes(_converted(frame, "rgba" if transparent else "rgb24"))
     else:
-        pixels = _converted(_evened(frame), "gbrapf32le" if transparent else "gbrpf32le")[
-            : frame.height, : frame.width
-        ]
+        deep = _converted(_aligned(frame), "gbrapf32le" if transparent else "gbrpf32le")
+        pixels = deep[: frame.height, : frame.width]
     # Mirrored pictures (Exif 2, 4, 5, 7) stay mirrored, as in ComfyUI: the rotation is all that it looks at.
     pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
     return pixels[..., :3], 1 - pixels[..., 3] if transparent else _OPAQUE
@@ -70,17 +74,20 @@ def _converted(frame: Any, pixel_format: str) -> Any:
     return frame.to_ndarray(format=pixel_format, threads=1)
 
 
-def _evened(frame: Any) -> Any:
-    # ComfyUI does so, and it shifts the colours of frames that have half as many colour rows and columns.
-    width, height = frame.width + frame.width % 2, frame.height + frame.height % 2
-    if frame.width % 32 == 0 or (width, height) == (frame.width, frame.height):
+def _aligned(frame: Any) -> Any:
+    # So does ComfyUI: FFmpeg converts rows of other lengths in another way. Under 16 pixels the mirror is too short.
+    if frame.width % 32 == 0:
         return frame
+    right, bottom = -frame.width % 32, -frame.height % 32
     graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
-    )
-    padding = graph.add("pad", f"{width}:{height}")
-    graph.link_nodes(source, padding, graph.add("buffersink")).configure()
+    graph.link_nodes(
+        graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
+        ),
+        graph.add("pad", f"{frame.width + right}:{frame.height + bottom}"),
+        graph.add("fillborders", f"right={right}:bottom={bottom}:mode=mirror"),
+        graph.add("buffersink"),
+    ).configure()
     graph.push(frame)
     return graph.pull()
 
