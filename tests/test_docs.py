@@ -200,11 +200,38 @@ def test_pages_stay_short(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_pages_have_one_sentence_per_line(page: Path) -> None:
+    """
+    A change to a sentence is a change to one line; tables and code are left out.
+    """
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "#"))]
+
+    assert [
+        line for line in prose if re.search(r"[a-z0-9)`]\. [A-Z`]", re.sub(r"^\s*\d+\. ", "", line))
+    ] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_pages_name_no_place_of_a_developer(page: Path) -> None:
     """
     No path of a developer's machine and no package index stands in the documentation.
     """
     assert FOREIGN.search(page.read_text(encoding="utf-8")) is None
+
+
+def test_every_room_is_in_the_design() -> None:
+    """
+    Each module and folder of the package stands in the table of rooms.
+    """
+    page = (DOCS / "design.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "comfy_worker"
+    rooms = {path.name for path in package.glob("[a-z]*.py")} | {
+        f"{path.parent.name}/" for path in package.glob("*/__init__.py")
+    }
+
+    assert {"pipeline.py", "comfy/"} <= rooms
+    assert {name for name in rooms if f"`{name}`" not in page} == set()
 
 
 @pytest.mark.parametrize("record", sorted((DOCS / "adr").glob("*.md")), ids=_name)

@@ -12,19 +12,14 @@ import pytest
 import comfy_worker
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = [
-    ROOT / "handler.py",
-    *sorted((ROOT / "src").rglob("*.py")),
-    *sorted((ROOT / "scripts").glob("*.py")),
-]
-TESTS = sorted((ROOT / "tests").rglob("*.py"))
+SOURCE = [ROOT / "handler.py", *sorted((ROOT / "src").rglob("*.py"))]
+OTHERS = [*sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 MODULE_LINES = 300
 FUNCTION_LINES = 50
 
 # Module or module:function -> the lines it may have, and why.
 EXEMPT: dict[str, tuple[int, str]] = {
-    "src/comfy_worker/parse.py": (360, "one short function per field of a request, read from top to bottom"),
-    "src/comfy_worker/wiring.py": (400, "the one place where everything meets: a list, not an algorithm"),
+    "src/comfy_worker/wiring.py": (420, "the one place where everything meets: a list, not an algorithm"),
 }
 
 
@@ -64,7 +59,7 @@ def test_functions_stay_small(module: Path) -> None:
             assert _lines(node) < _limit(name, FUNCTION_LINES), name
 
 
-@pytest.mark.parametrize("module", [*SOURCE, *TESTS], ids=_name)
+@pytest.mark.parametrize("module", [*SOURCE, *OTHERS], ids=_name)
 def test_modules_say_what_belongs_in_them(module: Path) -> None:
     """
     Each module begins with a docstring.

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from comfy_worker import graph, outcome
 from comfy_worker.collect import Collected, collect
 from comfy_worker.comfy import refusals
-from comfy_worker.comfy.client import Client
+from comfy_worker.comfy.client import Client, NotListening
 from comfy_worker.comfy.files import ComfyFiles
 from comfy_worker.comfy.prompts import Finished, Order, Prompts
 from comfy_worker.comfy.validate import validate
@@ -87,7 +87,7 @@ class Trip:
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """
-    Runs jobs on one ComfyUI. `ready` waits until it answers, `admit` judges a
+    Runs jobs on one ComfyUI. `ready(deadline, sure)` waits until it answers (`sure`: ask, however it looks), `admit` judges a
     job's bucket; `may_be_known` says that ComfyUI may know prompts that this process did not post.
     """
 
@@ -96,7 +96,7 @@ class Pipeline:
     files: ComfyFiles
     client: Client
     deliver: Deliver
-    ready: Callable[[Deadline], None] = lambda deadline: deadline.check("starting")
+    ready: Callable[[Deadline, bool], None] = lambda deadline, _: deadline.check("starting")
     admit: Callable[[Bucket | None], None] = lambda _: None
     keep_outputs: bool = False
     fail_on_node_error: bool = True
@@ -110,7 +110,15 @@ class Pipeline:
             WorkerError: one of the tree; `partial` holds a `Result` when files were finished before the failure.
         """
         self.admit(job.delivery.bucket)
-        self.ready(deadline)
+        self.ready(deadline, False)
+        try:
+            return self._run(job, deadline, observe)
+        except NotListening:
+            # Nothing was queued: ComfyUI ended since, and may be on its way up again.
+            self.ready(deadline, True)
+            return self._run(job, deadline, observe)
+
+    def _run(self, job: Job, deadline: Deadline, observe: Observer) -> Result:
         observe(Event("staging", 0.0))
         with tempfile.TemporaryDirectory(prefix="comfy-worker-", ignore_cleanup_errors=True) as scratch:
             trip = Trip(job, deadline, observe, Path(scratch), Stopwatch())

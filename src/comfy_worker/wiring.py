@@ -200,9 +200,9 @@ def build(config: Settings, chosen: Launch, scratch: Path) -> Worker:
     return Worker(config, engine, events, pool, face, scratch, files)
 
 
-def _ready(engine: Engine, events: EventSocket, deadline: Deadline) -> None:
+def _ready(engine: Engine, events: EventSocket, deadline: Deadline, sure: bool) -> None:
     # An open websocket says it as well, and costs nothing.
-    if not events.connected:
+    if sure or not events.connected:
         engine.wait_ready(lambda: deadline.check("waiting for ComfyUI"))
 
 

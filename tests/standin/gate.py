@@ -31,6 +31,7 @@ class Gate:
             Node("Gate", self._wait, (_ANY, Input("mark", "STRING", {}, optional=True)), ("*",)),
             Node("Ticks", self._tick, (_ANY,), ("*",)),
             Node("Show", _show, (_ANY,), output_node=True),
+            Node("Silent", lambda _inputs, _context: Returned(()), output_node=True),
             Node("Loop", _loop, (_ANY,), ("*",)),
             Node("Twice", _twice, (_ANY,), ("*",)),
         )

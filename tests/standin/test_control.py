@@ -218,6 +218,21 @@ def test_jobs_are_cancelled_one_by_one_and_in_lists(client: Client, gate: Gate) 
     }
 
 
+def test_the_only_pending_job_goes_with_two_equal_statuses(client: Client, gate: Gate) -> None:
+    """
+    As in 0.27.0, where removing the last one counts as clearing the queue too.
+    """
+    client.queue(chain("Gate"), "a")
+    gate.entered.wait(5)
+    pending = client.queue(picture(), "a")
+    socket = client.socket()
+
+    client.post(f"/api/jobs/{pending}/cancel")
+    seen = [socket.next() for _ in range(2)]
+
+    assert [_remaining(message) for message in seen if isinstance(message, dict)] == [1, 1]
+
+
 def test_secrets_are_shown_nowhere(client: Client, gate: Gate) -> None:
     """
     Keys of comfy.org are neither in the queue, nor in history, nor in jobs.

@@ -180,6 +180,24 @@ def test_nodes_made_at_run_time_are_shown_at_the_posted_one(client: Client, gate
     assert client.history(prompt_id)["outputs"] == {"3": {"text": ["1"]}}
 
 
+def test_an_output_node_without_ui_is_told_only_when_cached(client: Client, gate: Gate) -> None:
+    """
+    Fresh it sends no executed; found in the cache it sends one with output null.
+    """
+    gate.open.set()
+    workflow = {"1": {"class_type": "Silent", "inputs": {}}}
+    socket = client.socket()
+
+    socket.until_over(client.queue(workflow, socket.client_id))
+    fresh = _of(socket, "executed")
+    again = client.queue(workflow, socket.client_id)
+    socket.until_over(again)
+
+    assert fresh == []
+    assert [data["output"] for data in _of(socket, "executed")] == [None]
+    assert client.history(again)["outputs"] == {}
+
+
 def test_free_makes_the_next_run_start_afresh(client: Client) -> None:
     """
     After free_memory the same workflow runs again and writes another file; after unload_models alone it does not.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from support.pictures import node
 
 from comfy_worker.standin.thread import EngineThread
+from support.pictures import node
 
 
 def comfy_folder(folder: Path, *flags: str) -> Path:
@@ -51,7 +51,9 @@ def big(megabytes: float) -> dict[str, Any]:
     """
     Return a workflow that makes one file of random bytes.
     """
-    return {"1": node("StandinBigFile", megabytes=megabytes, key="images", extension="png")}
+    return {
+        "1": node("StandinBigFile", megabytes=megabytes, key="images", extension="png", filename_prefix="big")
+    }
 
 
 def queue_of(engine: EngineThread) -> tuple[str, str]:

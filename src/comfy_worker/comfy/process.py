@@ -171,9 +171,12 @@ class ComfyProcess:
             except OSError as exc:
                 self._note_death(crashes.Crash(f"ComfyUI could not be started: {exc.strerror}.", False))
                 return
-            self._read(process)
+            # Its own thread reads: a child of ComfyUI may hold the pipe open after ComfyUI is dead.
+            reader = threading.Thread(target=self._read, args=(process,), name="comfy-output", daemon=True)
+            reader.start()
             code = process.wait()
             self._end_group(process.pid)
+            reader.join(STOP_S)
             if not self._stopping.is_set():
                 self._note_death(
                     crashes.classify(code, self._lines, out_of_memory_kills=out_of_memory_kills() - kills)

@@ -1,0 +1,158 @@
+"""
+Three hundred jobs of every kind through one worker: each gets one result, or none where it was cancelled.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from runpod_sdk.conftest import SLOTS, Running
+from support.control_plane import PlaneJob, wait_until
+from support.lanes import big, failing, queue_of, sleeping
+from support.pictures import b64, empty_workflow, invert_workflow, node, opened, png
+
+COUNT = 300
+KINDS = {
+    "invalid": 30,
+    "refused": 20,
+    "failing": 30,
+    "large": 20,
+    "odd": 15,
+    "slow": 3,
+    "twice": 20,
+    "stop": 24,
+}
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """
+    Return a colour that belongs to one job only.
+    """
+    return number % 16 * 16, number // 16 * 12, 77
+
+
+def good(number: int) -> dict[str, Any]:
+    """
+    Return the input of a job that inverts a picture of its own colour; every job calls its picture the same.
+    """
+    picture = b64(png((8, 8), colour(number)))
+    return {"workflow": invert_workflow("in.png"), "images": [{"name": "in.png", "image": picture}]}
+
+
+def input_of(kind: str, number: int) -> Any:
+    """
+    Return the input of a job of one kind.
+    """
+    wrong = [None, "no json", [1], {}, {"workflow": empty_workflow(), "images": "x"}, {"workflow": "\udcff"}]
+    inputs: dict[str, Any] = {
+        "invalid": wrong[number % len(wrong)],
+        "refused": {"workflow": {"1": node("NoSuchNode")}},
+        "failing": {"workflow": failing(f"fail-{number}")},
+        "large": {"workflow": big(0.2)},
+        "odd": {"workflow": {"1": node("SaveOddly")}},
+        "slow": {"workflow": sleeping(f"slow-{number}-", seconds=1.5, steps=50)},
+        "stop": {"workflow": sleeping(f"stop-{number}-")},
+    }
+    return inputs.get(kind) or (None if kind == "invalid" else good(number))
+
+
+def mixed() -> Iterator[tuple[str, str, Any]]:
+    """
+    Yield (kind, id, input) in an order that is mixed and always the same; a repeated id comes twice in a row.
+    """
+    kinds = [kind for kind, count in KINDS.items() for _ in range(count // 2 if kind == "twice" else count)]
+    kinds += ["good"] * (COUNT - sum(KINDS.values()))
+    random.Random(5).shuffle(kinds)
+    for number, kind in enumerate(kinds):
+        for _ in range(2 if kind == "twice" else 1):
+            yield kind, f"{kind}-{number}-e1", input_of(kind, number)
+
+
+def stop_as_they_come(served: Running, jobs: list[PlaneJob]) -> Counter[str]:
+    """
+    Cancel each job once ComfyUI has it: those that wait there first, then the one that runs. Return how many of each.
+    """
+    left = {f"stop-{job.id.split('-')[1]}-": job for job in jobs}
+    stopped: Counter[str] = Counter()
+    while left:
+        running, waiting = "", ""
+
+        def is_there() -> bool:
+            nonlocal running, waiting
+            running, waiting = queue_of(served.engine)
+            return any(label in running for label in left)
+
+        wait_until(is_there, 60.0)
+        for where, text in (("waiting", waiting), ("running", running)):
+            for label in [label for label in left if label in text]:
+                served.plane.cancel(left.pop(label))
+                stopped[where] += 1
+    return stopped
+
+
+@pytest.mark.slow
+def test_three_hundred_mixed_jobs_get_one_result_each(served: Running) -> None:
+    """Every job must get exactly one result, its own, a cancelled one none, and no progress may follow a result."""
+    plan = list(mixed())
+    assert len(plan) == COUNT
+    jobs = served.plane.submit_all([(job_id, {"input": input_}) for _, job_id, input_ in plan])
+    by_kind: dict[str, list[PlaneJob]] = {}
+    for (kind, *_), job in zip(plan, jobs, strict=True):
+        by_kind.setdefault(kind, []).append(job)
+
+    stopped = stop_as_they_come(served, by_kind["stop"])
+    late = by_kind["twice"][1::2]
+    for job in jobs:
+        if job not in by_kind["stop"] and job not in by_kind["twice"]:
+            job.wait(60.0)
+    wait_until(lambda: all(len(job.results) == 2 for job in late))
+    after = served.plane.submit(good(999))
+    after.wait()
+
+    assert sum(stopped.values()) == KINDS["stop"]
+    assert stopped["waiting"] and stopped["running"]
+    assert not any(job.results for job in by_kind["stop"])
+    assert all(len(job.results) == 1 for job in jobs if job not in by_kind["stop"] + by_kind["twice"])
+    assert_no_late_progress(jobs)
+    assert_right_answers(plan, jobs)
+    assert queue_of(served.engine) == ("[]", "[]")
+
+
+def assert_no_late_progress(jobs: list[PlaneJob]) -> None:
+    """
+    Assert that progress only rises, and ends before the result.
+    """
+    for job in jobs:
+        percents = [post.body["output"]["percent"] for post in job.progress]
+        assert percents == sorted(percents)
+        if job.results:
+            first = job.posts.index(job.results[0])
+            assert all(post.kind == "result" for post in job.posts[first:])
+    assert sum(len(job.progress) for job in jobs) > SLOTS
+
+
+def assert_right_answers(plan: list[tuple[str, str, Any]], jobs: list[PlaneJob]) -> None:
+    """
+    Assert that each job got the answer to its own question.
+    """
+    codes = {
+        "invalid": {"job_invalid", "workflow_invalid"},
+        "refused": {"workflow_invalid"},
+        "failing": {"node_failed"},
+        "large": {"reply_too_large"},
+    }
+    for (kind, job_id, _), job in zip(plan, jobs, strict=True):
+        for post in job.results:
+            output, error = post.body.get("output", {}), post.body.get("error")
+            assert error is None if kind in {"good", "twice", "odd", "slow"} else error
+            if kind in codes:
+                assert output["error_code"] in codes[kind]
+            if kind == "failing":
+                assert f"no luck with fail-{job_id.split('-')[1]}" in output["details"][0]
+            if kind == "odd":
+                assert output["images"][0]["filename"] == "odd-\ufffd.png"
+            if kind in {"good", "twice"}:
+                wanted = [255 - part for part in colour(int(job_id.split("-")[1]))]
+                assert opened(output["images"][0]).getpixel((3, 3)) == pytest.approx(wanted, abs=1)
