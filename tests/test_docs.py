@@ -261,7 +261,7 @@ def _text(node: ast.AST) -> str:
 
 
 def _error_names() -> set[str]:
-    # The helpers that raise, or make what is raised, and take the text first.
+    # The functions that raise, or make what is raised, and take the text first.
     names = {"_refuse", "_invalid", "_Again", "NotListening", "WorkerError"}
     return names | {error.__name__ for error in every_error().values()}
 

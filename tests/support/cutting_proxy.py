@@ -2,6 +2,7 @@
 A TCP proxy in front of a ComfyUI that cuts its websocket after a given number of frames.
 """
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -128,8 +129,6 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def _end(end: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     end.close()

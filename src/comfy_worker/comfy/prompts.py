@@ -14,8 +14,9 @@ from comfy_worker.comfy import refusals
 from comfy_worker.comfy.cancel import cancel
 from comfy_worker.comfy.catalog import Catalog
 from comfy_worker.comfy.client import Client
+from comfy_worker.comfy.mailbox import Mailbox
 from comfy_worker.comfy.progress import PromptState, Verdict, verdict
-from comfy_worker.comfy.socket import EventSocket, Mailbox
+from comfy_worker.comfy.socket import EventSocket
 from comfy_worker.comfy.submit import submit
 from comfy_worker.comfy.watch import Watch
 from comfy_worker.deadline import Deadline

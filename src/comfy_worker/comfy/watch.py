@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_worker.comfy.client import Client, NotListening
+from comfy_worker.comfy.mailbox import Mail, Mailbox, SocketLost
 from comfy_worker.comfy.progress import PromptState
-from comfy_worker.comfy.socket import EventSocket, Mail, Mailbox, SocketLost
+from comfy_worker.comfy.socket import EventSocket
 from comfy_worker.deadline import Deadline
 from comfy_worker.errors import ComfyUnavailable, PromptLost
 from comfy_worker.job import Observer

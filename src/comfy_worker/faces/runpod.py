@@ -7,7 +7,7 @@ Source: worker-comfyui 5.8.5 and the runpod SDK 1.12.0 as observed from outside.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from comfy_worker import log
@@ -48,6 +48,7 @@ class RunpodFace:
     limits: tuple[int, int]
     poster: Poster | None = None
     refresh: Callable[[], bool] = lambda: False
+    _told: set[str] = field(default_factory=set)
 
     async def handle(self, raw: Mapping[str, Any], observe: Observer = ignore) -> dict[str, Any]:
         """
@@ -85,19 +86,21 @@ class RunpodFace:
     ) -> dict[str, Any]:
         rules = replace(self.rules, limit_bytes=limit)
         job = parse(job_id, raw.get("input"), rules, s3_config=raw.get("s3Config"))
-        progress = Progress(self.poster.of(job_id)) if self.poster else None
+        # A second delivery of an id that runs sends no progress: it could overtake the result of the first.
+        if self.poster is None or job_id in self._told:
+            return to_reply(await finished(self.submit(job, observe)))
+        progress = Progress(self.poster.of(job_id))
 
         def tell(event: Event) -> None:
             observe(event)
-            if progress is not None:
-                progress(event)
+            progress(event)
 
+        self._told.add(job_id)
         try:
-            ticket = self.submit(job, tell)
-            return to_reply(await finished(ticket, progress.stop if progress else _nothing))
+            return to_reply(await finished(self.submit(job, tell), progress.stop))
         finally:
-            if progress is not None:
-                await asyncio.to_thread(progress.close)
+            await asyncio.to_thread(progress.close)
+            self._told.discard(job_id)
 
 
 def _nothing() -> None:
