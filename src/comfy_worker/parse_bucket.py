@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, SecretStr, StrictStr, ValidationError
 
+from comfy_worker import graph
 from comfy_worker.errors import JobInvalid
 from comfy_worker.job import Bucket
 from comfy_worker.storage import s3
@@ -71,6 +72,8 @@ def own_bucket(data: Mapping[str, Any], s3_config: Any) -> Bucket | None:
     if not found:
         return None
     name, value = found[0]
+    if not graph.is_json(value):
+        raise JobInvalid(f"'{name}' cannot be used: {graph.NOT_JSON}", field=name)
     try:
         bucket = _of_block(value) if name == "s3" else _of_config(value)
     except ValidationError as exc:

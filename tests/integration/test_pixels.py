@@ -8,6 +8,7 @@ import io
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy.typing as npt
 import pytest
 import requests
 from PIL import Image
+
+from comfy_worker.standin.media import Video, encode_mp4
+from comfy_worker.standin.pixels import from_bytes
 
 Levels = npt.NDArray[np.uint8]
 
@@ -231,3 +235,22 @@ def test_node_computes_the_same_levels(comfyui_url: str, engine_url: str, name: 
         found.append(_run(url, _saved(["do", 0], load=load, **middle)))
 
     assert _difference(*found) <= limit
+
+
+@pytest.mark.parametrize("depth", [8, 10])
+def test_loaded_video_has_the_same_frames(comfyui_url: str, engine_url: str, depth: int) -> None:
+    """
+    Frames taken out of a video file are ComfyUI's, odd widths of the chroma planes included.
+    """
+    frames = from_bytes(np.stack([_smooth(36, 50), _smooth(36, 51)[:, 1:], _noise(36, 50)]))
+    data = encode_mp4(Video(frames, Fraction(12), None, depth), {})
+    found = []
+    for url in (comfyui_url, engine_url):
+        _upload(url, "frames.mp4", data)
+        nodes = {
+            "load": _node("LoadVideo", file="frames.mp4"),
+            "do": _node("GetVideoComponents", video=["load", 0]),
+        }
+        found.append(_run(url, _saved(["do", 0], **nodes)))
+
+    assert _difference(*found) == 0

@@ -69,7 +69,7 @@ def served(lane: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> Iter
             "WORKER_CONCURRENCY": str(SLOTS),
             "REPLY_LIMIT_MB": str(LIMIT_MB),
             "ALLOW_PRIVATE_URLS": "true",
-            "RUNPOD_LOG_LEVEL": "WARNING",
+            "RUNPOD_LOG_LEVEL": "INFO",
         }
         worker = WorkerProcess(tmp_path_factory.mktemp("served"), {**plane.environ(), **settings})
         try:

@@ -2,9 +2,12 @@
 A place to run single nodes at, without an engine: four folders, and a context that writes down what a node asks of it.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from comfy_worker.standin.node import Folders, Interrupted, Node, Returned
 from comfy_worker.standin.nodes import NODES
@@ -80,6 +83,12 @@ class Desk:
         assert returned.ui is not None
         roots = {"output": self.folders.output, "temp": self.folders.temp}
         return [roots[item["type"]] / item["subfolder"] / item["filename"] for item in returned.ui[key]]
+
+    def pictures(self, returned: Returned) -> list[Image.Image]:
+        """
+        Return the pictures that a node told of, read from memory so that no file stays open.
+        """
+        return [Image.open(io.BytesIO(path.read_bytes())) for path in self.files(returned)]
 
     def put(self, name: str, data: bytes) -> str:
         """

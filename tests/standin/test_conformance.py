@@ -1,5 +1,5 @@
 """
-The engine says what ComfyUI 0.27.0 said: recorded conversations, replayed in their order and compared.
+The engine says what ComfyUI 0.27.0 said (`old_*`: 0.3.64): recorded conversations, replayed in their order and compared.
 """
 
 import difflib
@@ -256,8 +256,9 @@ PROMPTS = (
     "z_cache_classic",
     "z_cache_lru",
     "z_cache_none",
+    "old_prompts",
 )
-REQUESTS = ("requests", "uploads", "loading", "odd_jobs", "information")
+REQUESTS = ("requests", "uploads", "loading", "odd_jobs", "information", "old_requests")
 
 
 @pytest.mark.parametrize("name", PROMPTS)

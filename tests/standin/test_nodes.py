@@ -248,7 +248,7 @@ def test_mask_preview_is_a_temp_file_that_is_not_animated(desk: Desk) -> None:
 
     assert shown.ui is not None
     assert shown.ui["animated"] == (False,)
-    assert np.array(Image.open(desk.files(shown)[0])).tolist() == [[[127] * 3] * 3] * 2
+    assert np.array(desk.pictures(shown)[0]).tolist() == [[[127] * 3] * 3] * 2
 
 
 def test_primitives_hand_on_their_value(desk: Desk) -> None:

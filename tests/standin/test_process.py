@@ -2,12 +2,13 @@
 The engine as a process: its flags, its first words, its end.
 """
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,36 @@ def test_the_process_dies_at_a_node(how: object, code: int, tmp_path: Path) -> N
         client.queue(picture(), "a", extra_data={"standin": {"die_at_node": how}})
 
         assert process.wait(timeout=10) == code
+
+
+PARENT = """
+import socket, subprocess, sys, time
+child = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL)
+for _ in range(500):
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", int(sys.argv[1]))) == 0:
+            break
+    time.sleep(0.02)
+print(child.pid)
+"""
+
+
+def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    """
+    An engine that nobody owns any more does not stay.
+    """
+    port = _free_port()
+    command = _command("--base-directory", str(tmp_path), "--port", str(port))
+
+    done = subprocess.run(
+        [sys.executable, "-c", PARENT, str(port), *command], timeout=30, capture_output=True, check=True
+    )
+
+    try:
+        assert wait_for(lambda: not _answers(port))
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(done.stdout), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

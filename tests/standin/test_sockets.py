@@ -76,6 +76,15 @@ def test_a_socket_without_client_id_gets_one(client: Client) -> None:
     assert re.search(r'"sid": "[0-9a-f]{32}"', str(text))
 
 
+def test_a_socket_route_without_upgrade_is_400(client: Client) -> None:
+    """
+    A plain GET is told so in text.
+    """
+    reply = client.get("/ws")
+
+    assert (reply.status_code, reply.headers["Content-Type"]) == (400, "text/plain; charset=utf-8")
+
+
 @pytest.mark.parametrize(
     ("before", "answered"),
     [(None, True), ("hello", True), ("[1]", True), ('{"type": "ping"}', False)],

@@ -110,7 +110,8 @@ def wait_until(is_so: Callable[[], object], timeout_s: float = 20.0) -> None:
 
 class ControlPlane:
     """
-    The plane, in a thread. `hold_s` is how long an empty poll is held; `take_status` answers every take with it.
+    The plane, in a thread. `hold_s` is how long an empty poll is held; `take_status` answers every take with it;
+    while `paused` it hands out no job.
 
     `pings` are the queries of the worker's pings and `takes` the paths of its takes, both in order.
     """
@@ -118,6 +119,7 @@ class ControlPlane:
     def __init__(self, hold_s: float = 0.5) -> None:
         self.hold_s = hold_s
         self.take_status: int | None = None
+        self.paused = False
         self.jobs: list[PlaneJob] = []
         self.pings: list[dict[str, str]] = []
         self.takes: list[str] = []
@@ -249,11 +251,11 @@ class ControlPlane:
             return web.Response(status=self.take_status)
         self.open_takes += 1
         try:
-            await self._hold(lambda: self._waiting)
+            await self._hold(lambda: self._waiting and not self.paused)
         finally:
             self.open_takes -= 1
         batch = request.query.get("batch_size")
-        count = min(int(batch or 1), len(self._waiting))
+        count = 0 if self.paused else min(int(batch or 1), len(self._waiting))
         # A client that went away while its poll was held must not swallow a job.
         if not count or request.transport is None or request.transport.is_closing():
             return web.Response(status=204)

@@ -40,7 +40,9 @@ RULES = {
     "$any": lambda _, actual: actual is not None,
     "$starts": lambda value, actual: isinstance(actual, str) and actual.startswith(value),
     "$has": lambda value, actual: isinstance(actual, str) and value in actual,
-    "$pattern": lambda value, actual: isinstance(actual, str) and re.fullmatch(value, actual, re.S) is not None,
+    "$pattern": lambda value, actual: (
+        isinstance(actual, str) and re.fullmatch(value, actual, re.S) is not None
+    ),
     "$count": lambda value, actual: isinstance(actual, list) and len(actual) == value,
     "$some": _some,
 }

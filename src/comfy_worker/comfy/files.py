@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from comfy_worker.collect import inside
-from comfy_worker.comfy.cached import CACHED, is_cached
+from comfy_worker.comfy.cached import CACHED, SAFE_SUFFIX, is_cached
 from comfy_worker.comfy.client import Client
 from comfy_worker.errors import ComfyUnavailable, InputUnavailable
 
@@ -89,14 +89,15 @@ class SharedFiles:
         """
         with self._lock:
             self._in_use[name] += 1
+            is_first = self._in_use[name] == 1
         try:
-            self._put(name, source)
+            self._put(name, source, is_first)
         except BaseException:
             self._count_down(name)
             raise
         return name
 
-    def _put(self, name: str, source: Path) -> None:
+    def _put(self, name: str, source: Path, is_first: bool) -> None:
         target = inside(self._folders["input"], "", name)
         if target is None or target.is_dir():
             raise InputUnavailable(f"Error uploading {name}: ComfyUI's input folder cannot hold this name")
@@ -111,7 +112,7 @@ class SharedFiles:
         try:
             # A copy, not a link: ComfyUI 0.27 refuses links that lead out of its folder.
             shutil.move(source, partial)
-            if target.exists() and not is_cached(name):
+            if is_first and target.exists() and not is_cached(name):
                 self._set_aside[name] = target.rename(target.with_name(f".{uuid.uuid4().hex}.aside"))
             partial.replace(target)
         finally:
@@ -164,7 +165,10 @@ class SharedFiles:
         """
         folder = self._folders.get(type_)
         path = inside(folder, subfolder, filename) if folder else None
-        return path if path is not None and path.is_file() else None
+        try:
+            return path if path is not None and path.is_file() else None
+        except OSError:  # a name that is too long
+            return None
 
     def clear(self, folder: str) -> None:
         """
@@ -225,7 +229,8 @@ class RemoteFiles:
         """
         Download an output into `scratch`.
         """
-        target = scratch / f"{uuid.uuid4().hex}{Path(filename).suffix[:16]}"
+        suffix = Path(filename).suffix.lower()
+        target = scratch / f"{uuid.uuid4().hex}{suffix if SAFE_SUFFIX.fullmatch(suffix) else ''}"
         return target if self._client.view(filename, subfolder, type_, target) else None
 
     def clear(self, folder: str) -> None:

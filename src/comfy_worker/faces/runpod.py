@@ -99,8 +99,10 @@ class RunpodFace:
         try:
             return to_reply(await finished(self.submit(job, tell), progress.stop))
         finally:
-            await asyncio.to_thread(progress.close)
-            self._told.discard(job_id)
+            try:
+                await asyncio.to_thread(progress.close)
+            finally:
+                self._told.discard(job_id)
 
 
 def _nothing() -> None:

@@ -55,11 +55,11 @@ def prepare(environ: MutableMapping[str, str]) -> None:
 def _level(name: str, given: str) -> str:
     # The SDK raises at its import for a level that it does not know, WARNING among them.
     word = given.strip().upper()
-    level = LEVELS.get(word, word)
-    if level in SDK_LEVELS:
-        return level
-    logger.warning("%s=%s is not a level of the SDK; INFO is used.", name, given)
-    return "INFO"
+    if word in SDK_LEVELS:
+        return word
+    level = LEVELS.get(word, "INFO")
+    logger.warning("%s=%s is not a level of the runpod SDK; %s is used.", name, given, level)
+    return level
 
 
 def exit_on_sigterm() -> None:

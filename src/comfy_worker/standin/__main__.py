@@ -135,9 +135,9 @@ def die(how: Mapping[str, Any]) -> None:
     os.kill(os.getpid(), int(how.get("signal", signal.SIGKILL)))
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, parent: int) -> int:
     """
-    Run an engine until a signal, or until the process that started it is gone; return the exit code.
+    Run an engine until a signal, or until the process `parent` that started it is gone; return the exit code.
     """
     server = Server(Engine(settings, nodes_for(settings), die))
     end = asyncio.Event()
@@ -150,7 +150,6 @@ async def serve(settings: Settings) -> int:
         await server.stop()
         return 1
     logging.info("%s listens on http://%s:%d", ENGINE_NAME, settings.host, server.port)
-    parent = os.getppid()
     while not end.is_set() and os.getppid() == parent:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(end.wait(), _ORPHAN_S)
@@ -162,12 +161,13 @@ def main(argv: Sequence[str]) -> int:
     """
     Start an engine as the command line asks.
     """
+    parent = os.getppid()
     settings = settings_from(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.info("This is the %s.", ENGINE_NAME)
     # The loop and the thread that runs prompts take turns; the default of 5 ms would show in every message.
     sys.setswitchinterval(0.0005)
-    return asyncio.run(serve(settings))
+    return asyncio.run(serve(settings, parent))
 
 
 if __name__ == "__main__":

@@ -84,18 +84,20 @@ class Cache:
         self._kept.clear()
 
 
+def is_link(value: Any) -> bool:
+    """
+    Tell whether a value is a link, `[node id, slot]`.
+    """
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return isinstance(value[0], str) and isinstance(value[1], int | float)
+
+
 def links(inputs: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     """
     Return the inputs that are links, as `(node id, slot)`.
     """
-    return {
-        name: (value[0], int(value[1]))
-        for name, value in inputs.items()
-        if isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and isinstance(value[1], int | float)
-    }
+    return {name: (value[0], int(value[1])) for name, value in inputs.items() if is_link(value)}
 
 
 def keys_of(workflow: Mapping[str, Any], nodes: Mapping[str, Node], folders: Folders) -> dict[str, str]:

@@ -32,6 +32,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+# The list above is the list, so that the two cannot differ.
 NAMES = frozenset(re.findall(r"^    (\w+)  ", __doc__ or "", re.MULTILINE))
 
 

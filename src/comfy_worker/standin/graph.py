@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_worker.standin.cache import links
+from comfy_worker.standin.cache import is_link, links
 from comfy_worker.standin.progress import Names
 
 
@@ -69,7 +69,7 @@ def relink(value: Any, ids: Mapping[str, str]) -> Any:
     """
     Return a link with its local id replaced; anything else as it is.
     """
-    if isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str) and value[0] in ids:
+    if is_link(value) and value[0] in ids:
         return [ids[value[0]], value[1]]
     return value
 

@@ -79,7 +79,7 @@ async def post_prompt(request: web.Request) -> web.Response:
         details += "omit it to let the server generate one"
         return refusal("invalid_prompt_id", "prompt_id must be a valid UUID", details)
     judged = _judge(body, engine)
-    extra_data = _extra_data(body, request)
+    extra_data = _extra_data(body, request, engine)
     if judged.error is not None:
         return as_json({"error": judged.error, "node_errors": _node_errors(judged, engine)}, status=400)
     given = extra_data.get("standin", {})
@@ -132,7 +132,7 @@ def _replace(workflow: Mapping[str, dict[str, Any]], engine: Engine) -> None:
             node["class_type"], node["inputs"] = rows[0]["new_node_id"], {}
 
 
-def _extra_data(body: Mapping[str, Any], request: web.Request) -> dict[str, Any]:
+def _extra_data(body: Mapping[str, Any], request: web.Request, engine: Engine) -> dict[str, Any]:
     extra_data = body.get("extra_data", {})
     if not isinstance(extra_data, dict):
         raise Crash
@@ -141,7 +141,8 @@ def _extra_data(body: Mapping[str, Any], request: web.Request) -> dict[str, Any]
     source = request.headers.get("Comfy-Usage-Source")
     if source and "comfy_usage_source" not in extra_data:
         extra_data["comfy_usage_source"] = source
-    extra_data["create_time"] = int(time.time() * 1000)
+    if not engine.settings.old:
+        extra_data["create_time"] = int(time.time() * 1000)
     return extra_data
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_worker.standin import calls, failures
-from comfy_worker.standin.cache import Cache, Done, keys_of, links
+from comfy_worker.standin.cache import Cache, Done, is_link, keys_of, links
 from comfy_worker.standin.context import RunContext, has_previews
 from comfy_worker.standin.faults import OutOfMemoryError
 from comfy_worker.standin.graph import Agenda, Box, DependencyCycleError, Graph, relink
@@ -219,11 +219,7 @@ class Run:
         ids = self._graph.expand(box.names.node_id, made.expand or {}, prefix)
         values = tuple(relink(value, ids) for value in made.values)
         self._open[box.names.node_id] = Returned(values, made.ui)
-        needs = [
-            value[0]
-            for value in values
-            if isinstance(value, list) and len(value) == 2 and value[0] in ids.values()
-        ]
+        needs = [value[0] for value in values if is_link(value) and value[0] in ids.values()]
         outputs = [
             ids[name] for name in ids if self._shop.nodes[self._graph[ids[name]].class_type].output_node
         ]
@@ -236,9 +232,8 @@ class Run:
         self._keep(box, values, calls.merged([result]))
 
     def _resolve(self, value: Any) -> list[Any]:
-        if isinstance(value, list) and len(value) == 2 and value[0] in self._done:
-            return self._done[value[0]].values[value[1]]
-        return [value]
+        done = self._done.get(value[0]) if is_link(value) else None
+        return [value] if done is None else done.values[value[1]]
 
     def _finish(self, box: Box, results: list[Returned | Blocked], ui: dict[str, list[Any]] | None) -> None:
         node = self._shop.nodes[box.class_type]

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -14,7 +13,9 @@ from aiohttp import web
 from comfy_worker.standin import control, files, info, jobs_api, post_prompt, socket_route
 from comfy_worker.standin.engine import Engine
 from comfy_worker.standin.faults import UnknownFault
+from comfy_worker.standin.node import Node
 from comfy_worker.standin.nodes import NODES
+from comfy_worker.standin.nodes_testing import TEST_NODES
 from comfy_worker.standin.replies import ENGINE, Crash, crashed
 from comfy_worker.standin.settings import ENGINE_NAME, Settings
 
@@ -157,15 +158,11 @@ def _add(app: web.Application, method: str, path: str, handler: Handler) -> None
         app.router.add_route(method, path, handler)
 
 
-def nodes_for(settings: Settings) -> Mapping[str, Any]:
+def nodes_for(settings: Settings) -> Mapping[str, Node]:
     """
     Return the nodes that an engine with these settings knows.
     """
-    if not settings.test_nodes:
-        return NODES
-    from comfy_worker.standin.nodes_testing import TEST_NODES
-
-    return {**NODES, **TEST_NODES}
+    return {**NODES, **TEST_NODES} if settings.test_nodes else NODES
 
 
 class Server:
@@ -194,6 +191,7 @@ class Server:
         self._engine.stall = lambda seconds: _soon(loop, time.sleep, seconds)
         self._engine.hang = lambda seconds: _soon(loop, self._hang, seconds)
         self._engine.start()
+        self._hang(float(settings.faults.get("hang", 0)))
         self._publisher = asyncio.create_task(self._engine.sockets.publish())
         await asyncio.sleep(settings.start_delay_s)
         await self._runner.setup()
