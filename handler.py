@@ -10,15 +10,15 @@ import os
 import sys
 from typing import Any
 
-from comfy_worker import wiring
+from comfy_worker import entry
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
     """
     Run one job `{"id": str, "input": {...}}` and return RunPod's `output`; a failure is a dict with `error`.
     """
-    return await wiring.shared(os.environ).face.handle(job)
+    return await entry.shared(os.environ).face.handle(job)
 
 
 if __name__ == "__main__":
-    sys.exit(wiring.serve_runpod(os.environ))
+    sys.exit(entry.serve_runpod(os.environ))

@@ -29,7 +29,8 @@ from typing import Any
 import requests
 import websocket
 
-from comfy_worker import log, settings, wiring
+from comfy_worker import entry, log, settings, wiring
+from comfy_worker.comfy import launch
 from comfy_worker.job import ignore
 from comfy_worker.parse import Rules, parse
 from comfy_worker.wiring import Worker
@@ -365,10 +366,10 @@ def memory(megabytes: int) -> Rows:
 BOOT_PROGRAM = """
 import os, sys, time
 began = time.monotonic()
-from comfy_worker import wiring
-from comfy_worker.faces.runpod_sdk import Loop, prepare
-worker = wiring.shared(os.environ)
+from comfy_worker import entry
+worker = entry.shared(os.environ)
 started = time.monotonic() - began
+from comfy_worker.faces.runpod_sdk import Loop, prepare
 prepare(os.environ)
 loop = Loop(worker.face.handle, 1, False, worker.engine.client.system_stats)
 loop.load()
@@ -380,7 +381,7 @@ def rss():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1024 * 1.048576
 print(started, loaded, ready, rss())
-wiring.close_shared()
+entry.close_shared()
 """
 
 
@@ -415,7 +416,7 @@ def boot_alone() -> float:
         {"COMFY_PORT": "0", **{k: v for k, v in os.environ.items() if k.startswith("COMFYUI_")}}
     )
     scratch = Path(tempfile.mkdtemp(prefix="comfy-worker-bench-"))
-    chosen = wiring.choose(config, scratch, builtin=True)
+    chosen = launch.choose(config, scratch, builtin=True)
     began = time.monotonic()
     process = subprocess.Popen(
         chosen.command,
@@ -456,7 +457,7 @@ def main() -> None:
         config = settings.load(
             {"COMFY_PORT": "0", "ALLOW_PRIVATE_URLS": "true", "LOG_LEVEL": "ERROR", **os.environ}
         )
-        worker = wiring.started(config, builtin=True)
+        worker = entry.started(config, builtin=True)
         try:
             worker.engine.wait_ready()
             print(

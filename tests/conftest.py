@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support import pictures
 
-from comfy_worker import settings, wiring
+from comfy_worker import entry, settings, wiring
 from comfy_worker.comfy.launch import Launch
 from comfy_worker.settings import Settings
 from comfy_worker.standin.thread import EngineThread
@@ -67,7 +67,8 @@ def make_worker() -> Iterator[WorkerFactory]:
     def make(launch: Launch, **fields: Any) -> Worker:
         quick = Settings(comfy_restart_delay=0.1, websocket_reconnect_delay_s=0.1, cancel_grace_s=10.0)
         scratch = Path(tempfile.mkdtemp(prefix="comfy-worker-test-"))
-        worker = wiring.build(replace(quick, **fields), launch, scratch).start()
+        config = replace(quick, **fields)
+        worker = wiring.build(config, launch, scratch, entry.process_of(config, launch)).start()
         workers.append(worker)
         return worker
 

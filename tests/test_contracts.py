@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from storage import sigv4
 from support.matching import difference
 
-from comfy_worker import wiring
+from comfy_worker.comfy import launch
 from comfy_worker.comfy.launch import Launch
 from comfy_worker.job import Event
 from comfy_worker.standin.node import Input, Node, Returned
@@ -49,7 +49,7 @@ def launch_for(case: dict[str, Any], engine: EngineThread, folder: Path, stack: 
     """
     wanted = case.get("engine")
     if wanted == "none":
-        return Launch("running", f"http://127.0.0.1:{wiring.free_port()}")
+        return Launch("running", f"http://127.0.0.1:{launch.free_port()}")
     if wanted is not None:
         nodes = {**NODES, **TEST_NODES, "CheckpointLoaderSimple": loader(wanted)}
         return launch_of(stack.enter_context(EngineThread(folder, nodes)))

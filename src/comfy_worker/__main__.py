@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from comfy_worker import __version__, wiring
+from comfy_worker import __version__, entry
 from comfy_worker.errors import ComfyUnavailable, ConfigInvalid
 from comfy_worker.job import Event
 
@@ -48,7 +48,7 @@ def run(
     """
     raw = read_job(job)
     try:
-        worker = wiring.local_worker(os.environ)
+        worker = entry.local_worker(os.environ)
     except ConfigInvalid as exc:
         fail(str(exc), 2)
     try:
@@ -99,19 +99,19 @@ def write(reply: Mapping[str, Any], folder: Path) -> Iterator[str]:
     """
     taken: set[Path] = set()
     for group in FILE_GROUPS:
-        for entry in reply.get(group, ()):
-            if entry["type"] != "base64":
-                yield f"{entry['filename']}: {entry['data']}"
+        for item in reply.get(group, ()):
+            if item["type"] != "base64":
+                yield f"{item['filename']}: {item['data']}"
                 continue
-            path = folder / entry["subfolder"] / entry["filename"]
+            path = folder / item["subfolder"] / item["filename"]
             if path in taken:
-                path = path.with_name(f"{entry['node_id']}_{path.name}")
+                path = path.with_name(f"{item['node_id']}_{path.name}")
             taken.add(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(base64.b64decode(entry["data"]))
-            yield f"{path} ({entry['size_bytes']:,} bytes, {entry['mime']})"
-    for entry in reply.get("text", ()):
-        yield f"Text of node {entry['node_id']}: {entry['text']}"
+            path.write_bytes(base64.b64decode(item["data"]))
+            yield f"{path} ({item['size_bytes']:,} bytes, {item['mime']})"
+    for item in reply.get("text", ()):
+        yield f"Text of node {item['node_id']}: {item['text']}"
 
 
 class Bars:

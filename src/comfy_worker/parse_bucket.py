@@ -143,5 +143,5 @@ def _secrets_of_nodes(workflow: Any) -> Iterator[str]:
     for node in workflow.values() if isinstance(workflow, dict) else ():
         inputs = node.get("inputs") if isinstance(node, dict) else None
         for name, value in inputs.items() if isinstance(inputs, dict) else ():
-            if isinstance(value, str) and SECRET_NAME.search(name):
+            if isinstance(value, str) and SECRET_NAME.search(str(name)):
                 yield value

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from comfy_worker import graph, outcome
 from comfy_worker.collect import Collected, collect
 from comfy_worker.comfy import refusals
-from comfy_worker.comfy.client import Client, NotListening
+from comfy_worker.comfy.client import Client
 from comfy_worker.comfy.files import ComfyFiles
+from comfy_worker.comfy.http_errors import NotListening
 from comfy_worker.comfy.prompts import Finished, Order, Prompts
 from comfy_worker.comfy.validate import validate
 from comfy_worker.deadline import Deadline

@@ -131,18 +131,23 @@ class Pool:
 
     def _give_back(self, entry: _Entry, claim: Future[Result]) -> None:
         with self._lock:
+            if claim not in entry.waiting:
+                return  # it has ended
             others = [future for future in entry.waiting if future is not claim]
-            if others and claim in entry.waiting:
+            waits = entry.job.id not in self._running or self._running[entry.job.id] is not entry
+            if others or waits:
                 entry.waiting = others
-                alone = False
-            else:
-                alone = True
-        if alone:
-            entry.deadline.cancel()
+            if waits and not others:
+                self._queue.remove(entry)
+                if self._newest.get(entry.job.id) is entry:
+                    del self._newest[entry.job.id]
+        if others:
+            text = "The job was cancelled; the same job goes on for another caller."
+            claim.set_exception(JobCancelled(text))
+        elif waits:
+            claim.set_exception(JobCancelled("The job was cancelled while waiting.", stage="waiting"))
         else:
-            claim.set_exception(
-                JobCancelled("The job was cancelled; the same job goes on for another caller.")
-            )
+            entry.deadline.cancel()
 
     def _work(self) -> None:
         while (entry := self._next()) is not None:

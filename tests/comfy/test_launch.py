@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from comfy_worker import settings, wiring
+from comfy_worker import settings
 from comfy_worker.comfy import launch
 from comfy_worker.errors import ConfigInvalid
 from comfy_worker.settings import Settings
@@ -123,7 +123,7 @@ def test_python_of_comfyui_is_found_beside_it(folder: Path, place: str) -> None:
 
 def test_builtin_engine_has_all_its_folders_in_scratch(tmp_path: Path) -> None:
     """The built-in engine must be started with this Python and keep to one folder."""
-    chosen = launch.builtin(8199, tmp_path, ("--faults", "{}"))
+    chosen = launch.builtin_engine(8199, tmp_path, ("--faults", "{}"))
 
     assert chosen.command[:3] == (sys.executable, "-m", "comfy_worker.standin")
     assert chosen.command[-2:] == ("--faults", "{}")
@@ -138,10 +138,10 @@ def test_order_of_choice(folder: Path, home: Path, tmp_path: Path, caplog: pytes
     """An address must win over a folder, a folder over the built-in engine, and on a platform there is no engine."""
     both = Settings(comfyui_url="http://gpu:1", comfyui_path=folder)
 
-    assert wiring.choose(both, tmp_path, builtin=True).kind == "running"
-    assert wiring.choose(Settings(comfyui_path=folder), tmp_path, builtin=True).kind == "comfyui"
+    assert launch.choose(both, tmp_path, builtin=True).kind == "running"
+    assert launch.choose(Settings(comfyui_path=folder), tmp_path, builtin=True).kind == "comfyui"
     if Path("/comfyui/main.py").exists():
         pytest.skip("this machine is an image of the worker")
-    assert wiring.choose(Settings(), tmp_path, builtin=True).kind == "builtin"
+    assert launch.choose(Settings(), tmp_path, builtin=True).kind == "builtin"
     with pytest.raises(ConfigInvalid, match="COMFYUI_PATH must be set"):
-        wiring.choose(Settings(), tmp_path, builtin=False)
+        launch.choose(Settings(), tmp_path, builtin=False)

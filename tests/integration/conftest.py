@@ -16,7 +16,6 @@ import pytest
 from conftest import WorkerFactory, launch_of
 from support import random_checkpoint
 
-from comfy_worker import wiring
 from comfy_worker.comfy import launch
 from comfy_worker.comfy.client import Client
 from comfy_worker.comfy.launch import Launch
@@ -57,7 +56,7 @@ def real_comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
         (base / name).mkdir(parents=True)
     random_checkpoint.write(base / "models" / "checkpoints" / CHECKPOINT)
     (base / "paths.yaml").write_text(f"test:\n  base_path: {base / 'models'}\n  checkpoints: checkpoints\n")
-    chosen = launch.comfyui(config, folder, wiring.free_port(), base)
+    chosen = launch.comfyui(config, folder, launch.free_port(), base)
     own = ["--input-directory", str(base / "input"), "--output-directory", str(base / "output")]
     command = (
         *chosen.command,
@@ -69,10 +68,10 @@ def real_comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     )
     chosen = replace(chosen, command=command, input=base / "input", output=base / "output")
     client = Client(chosen.url)
-    process = ComfyProcess(chosen.command, folder, client, boot_timeout_s=120)
+    process = ComfyProcess(chosen.command, folder, chosen.url, boot_timeout_s=120)
     process.start()
     try:
-        process.wait_ready()
+        process.wait_ready(client.answers)
         version = str(client.system_stats()["system"]["comfyui_version"])
         yield Comfy(replace(chosen, kind="running", command=()), True, version)
     finally:

@@ -17,9 +17,10 @@ from conftest import WorkerFactory, launch_of
 from integration.conftest import Comfy, ksampler_workflow
 from support.pictures import empty_workflow, invert_job, job_of, node, png
 
-from comfy_worker import wiring
+from comfy_worker import entry, wiring
 from comfy_worker.comfy import launch
 from comfy_worker.graph import folder_of
+from comfy_worker.settings import Settings
 from comfy_worker.standin.thread import EngineThread
 from comfy_worker.wiring import Worker
 
@@ -192,7 +193,7 @@ def supervised(tmp_path: Path, *extra: str) -> launch.Launch:
     """
     Describe a built-in engine that the worker starts itself.
     """
-    return launch.builtin(wiring.free_port(), tmp_path, ("--test-nodes", *extra))
+    return launch.builtin_engine(launch.free_port(), tmp_path, ("--test-nodes", *extra))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
@@ -254,7 +255,9 @@ def test_stuck_comfyui_is_killed_and_started_again(tmp_path: Path, make_worker: 
 def test_closing_a_worker_leaves_no_process_or_thread(tmp_path: Path) -> None:
     """After `close` neither a child process nor a thread of the worker may be left."""
     threads = set(threading.enumerate())
-    worker = wiring.build(wiring.settings.load({}), supervised(tmp_path), tmp_path / "scratch").start()
+    config, chosen = Settings(), supervised(tmp_path)
+    process = entry.process_of(config, chosen)
+    worker = wiring.build(config, chosen, tmp_path / "scratch", process).start()
     worker.engine.wait_ready()
     run(worker, job_of("last", empty_workflow(0x919293)))
     assert worker.engine.process is not None

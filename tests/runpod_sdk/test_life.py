@@ -4,16 +4,19 @@ The life of a worker under the SDK: how it starts, how it ends, and that nothing
 
 import json
 import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from runpod_sdk.conftest import StartWorker
-from support.control_plane import KEY, ControlPlane, wait_until
-from support.lanes import comfy_folder, runs, sleeping
+from support.control_plane import ControlPlane, PlaneJob, wait_until
+from support.lanes import comfy_folder, sleeping
 from support.pictures import empty_workflow, node
 from support.worker_process import WorkerProcess
 
-from comfy_worker import wiring
+from comfy_worker.comfy import launch
 from comfy_worker.standin.thread import EngineThread
 
 EMPTY = {"workflow": empty_workflow()}
@@ -27,7 +30,7 @@ def supervised(plane: ControlPlane, folder: Path, *flags: str, **settings: str) 
     """
     own = {
         "COMFYUI_PATH": str(comfy_folder(folder / "ComfyUI", *flags)),
-        "COMFY_PORT": str(wiring.free_port()),
+        "COMFY_PORT": str(launch.free_port()),
     }
     return {**plane.environ(), **own, "COMFY_RESTART_DELAY": "0.1", **settings}
 
@@ -51,42 +54,127 @@ def assert_nothing_is_left(worker: WorkerProcess) -> None:
     assert list(worker.cwd.iterdir()) == []
 
 
-def test_runpod_14_37_sigterm_while_idle_ends_comfyui_and_the_ping_child(
-    plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class Ended:
+    """
+    A worker that has ended, and what its plane saw; `jobs` in the order they were sent.
+    """
+
+    worker: WorkerProcess
+    plane: ControlPlane
+    code: int
+    jobs: list[PlaneJob]
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+    """
+    A worker told to stop while it waits for a job; one comes in on the poll that is still open.
+    """
+    folder = tmp_path_factory.mktemp("idle")
+    with ControlPlane(hold_s=2.0) as plane:
+        worker = WorkerProcess(folder, supervised(plane, folder, RUNPOD_DEBUG_LEVEL="DEBUG"))
+        try:
+            wait_until(lambda: plane.open_takes and plane.pings)
+            assert len(worker.children()) == 2
+            worker.tell()
+            wait_until(lambda: "Kill worker." in worker.text)
+            threading.Event().wait(0.3)  # three rounds of the SDK's loop over its queue
+            job = plane.submit(EMPTY, "too-late-e1")
+            yield Ended(worker, plane, worker.wait(), [job])
+        finally:
+            worker.close()
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+    """
+    A worker told to stop while it runs a job; its ping process is spawned, which imports `handler.py` anew.
+    """
+    folder = tmp_path_factory.mktemp("busy")
+    (folder / "sitecustomize.py").write_text("import multiprocessing as m\nm.set_start_method('spawn')\n")
+    with ControlPlane() as plane:
+        environ = {**supervised(plane, folder, PYTHONPATH=str(folder)), "RUNPOD_PING_INTERVAL": "300"}
+        worker = WorkerProcess(folder, environ)
+        try:
+            job = plane.submit({"workflow": sleeping("busy-", seconds=3.5, steps=50)})
+            wait_until(lambda: len(plane.pings) >= 2)
+            worker.tell()
+            yield Ended(worker, plane, worker.wait(), [job])
+        finally:
+            worker.close()
+
+
+@pytest.fixture(scope="module")
+def refreshed(lane: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+    """
+    A worker with REFRESH_WORKER and with log levels that the SDK does not know; two jobs wait for it.
+    """
+    levels = {"RUNPOD_LOG_LEVEL": "WARNING", "RUNPOD_DEBUG_LEVEL": "1"}
+    with ControlPlane() as plane:
+        jobs = plane.submit_all([(None, {"input": EMPTY}), (None, {"input": EMPTY})])
+        environ = {**plane.environ(), **levels, "COMFYUI_URL": lane.url, "REFRESH_WORKER": "yes"}
+        worker = WorkerProcess(tmp_path_factory.mktemp("refreshed"), environ)
+        try:
+            jobs[0].wait()
+            yield Ended(worker, plane, worker.wait(), jobs)
+        finally:
+            worker.close()
+
+
+def test_runpod_14_37_sigterm_while_idle_ends_comfyui_and_the_ping_child(idle: Ended) -> None:
     """An idle worker that is told to stop must end with code 0, its ComfyUI and the SDK's ping process with it."""
-    worker = start_worker(supervised(plane, tmp_path))
-    wait_until(lambda: plane.takes and plane.pings)
-    assert len(worker.children()) == 2
-
-    worker.tell()
-
-    assert worker.wait() == 0
-    assert_nothing_is_left(worker)
+    assert idle.code == 0
+    assert_nothing_is_left(idle.worker)
 
 
-def test_runpod_14_37_sigterm_while_busy_finishes_and_posts_the_job(
-    plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
-) -> None:
+def test_runpod_14_78_job_that_came_too_late_is_named(idle: Ended) -> None:
+    """A job that arrives on the open poll after SIGTERM is lost by the SDK; the log must name it."""
+    [job] = idle.jobs
+    assert job.taken.is_set()
+    assert job.posts == []
+    [record] = [record for record in idle.worker.records if record["level"] == "ERROR"]
+    assert record["requestId"] == "too-late-e1"
+    assert "was not run" in record["message"]
+
+
+def test_runpod_14_37_sigterm_while_busy_finishes_and_posts_the_job(busy: Ended) -> None:
     """A busy worker that is told to stop must finish its job, post it, and then end with code 0."""
-    worker = start_worker(supervised(plane, tmp_path))
-    job = plane.submit({"workflow": sleeping("busy-", seconds=1.0, steps=20)})
-    assert job.taken.wait(20.0)
-    job.wait_until(lambda _: '"Started."' in worker.text)
+    assert "images" in busy.jobs[0].output
+    assert busy.code == 0
+    assert_nothing_is_left(busy.worker)
 
-    worker.tell()
 
-    assert "images" in job.wait()["output"]
-    assert worker.wait() == 0
-    assert_nothing_is_left(worker)
+def test_runpod_14_75_pings_go_on_with_the_spawn_start_method(busy: Ended) -> None:
+    """A spawned ping process must find the main guard and send more than one ping, at an interval that it can keep."""
+    assert len(busy.plane.pings) >= 2
+    assert busy.plane.pings[1]["job_id"] == busy.jobs[0].id
+
+
+def test_runpod_14_28_refresh_worker_stops_the_pod_after_one_job(refreshed: Ended) -> None:
+    """With REFRESH_WORKER=true the first result must carry `stopPod`, no second job is taken, and the exit code is 0."""
+    first, second = refreshed.jobs
+    assert first.body["stopPod"] is True
+    assert "refresh_worker" not in first.output
+    assert refreshed.code == 0
+    assert not second.taken.is_set()
+    assert_nothing_is_left(refreshed.worker)
+
+
+def test_runpod_14_54_level_that_the_sdk_refuses_is_mapped(refreshed: Ended) -> None:
+    """RUNPOD_LOG_LEVEL=WARNING, which ends the SDK at its import, must be mapped, with one warning."""
+    warnings = [record["message"] for record in refreshed.worker.records if record["level"] == "WARN"]
+    assert [text.split(" ")[0] for text in warnings] == ["RUNPOD_LOG_LEVEL=WARNING", "RUNPOD_DEBUG_LEVEL=1"]
+    assert "Started." not in refreshed.worker.text
 
 
 def test_sigterm_while_comfyui_boots_ends_the_worker(
     plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     """A worker that is told to stop before it was ready must end with code 0 and take its ComfyUI along."""
-    worker = start_worker(supervised(plane, tmp_path, "--start-delay", "60"))
-    wait_until(lambda: "built-in engine" in worker.text)
+    (tmp_path / "main.py").write_text("import time\nprint('booting', flush=True)\ntime.sleep(60)\n")
+    worker = start_worker({**plane.environ(), "COMFYUI_PATH": str(tmp_path)})
+    wait_until(lambda: "booting" in worker.text)
 
     worker.tell()
 
@@ -109,22 +197,6 @@ def test_runpod_14_38_killed_worker_leaves_no_process_behind(
     wait_until(lambda: not worker.leftovers(), 5.0)
 
 
-def test_runpod_14_28_refresh_worker_stops_the_pod_after_one_job(
-    plane: ControlPlane, start_worker: StartWorker, lane: EngineThread
-) -> None:
-    """With REFRESH_WORKER=true the first result must carry `stopPod`, no second job is taken, and the exit code is 0."""
-    first, second = plane.submit_all([(None, {"input": EMPTY}), (None, {"input": EMPTY})])
-    worker = start_worker({**plane.environ(), "COMFYUI_URL": lane.url, "REFRESH_WORKER": "yes"})
-
-    body = first.wait()
-
-    assert body["stopPod"] is True
-    assert "refresh_worker" not in body["output"]
-    assert worker.wait() == 0
-    assert not second.taken.is_set()
-    assert_nothing_is_left(worker)
-
-
 def test_runpod_14_29_dead_comfyui_fails_its_job_and_is_started_again_until_it_dies_too_often(
     plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
 ) -> None:
@@ -143,25 +215,11 @@ def test_runpod_14_29_dead_comfyui_fails_its_job_and_is_started_again_until_it_d
     assert (first["output"]["error_code"], first["output"]["retryable"]) == ("comfy_unavailable", True)
     assert "stopPod" not in first
     assert "images" in second["output"]
-    # runpod_14_77: by the result alone a dying worker would take the job that waits.
+    # With the result alone the dying worker would take the job that waits (runpod_14_77).
     assert third["stopPod"] is True
     assert worker.wait() == 0
     assert not jobs[1].taken.is_set()
     assert_nothing_is_left(worker)
-
-
-def test_runpod_14_77_recycle_goes_through_the_config(
-    plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
-) -> None:
-    """A ComfyUI that cannot be started again must stop the pod with the first result, and no further job is taken."""
-    worker = start_worker(supervised(plane, tmp_path, *DYING, COMFY_MAX_RAPID_RESTARTS="1"))
-    jobs = plane.submit_all([(None, {"input": dying()}), (None, {"input": EMPTY})])
-
-    body = jobs[0].wait()
-
-    assert body["stopPod"] is True
-    assert worker.wait() == 0
-    assert not jobs[1].taken.is_set()
 
 
 def test_runpod_14_42_unfit_worker_reports_itself_and_ends(
@@ -185,7 +243,7 @@ def test_worker_without_comfyui_ends_with_one_clear_sentence(
     plane: ControlPlane, start_worker: StartWorker, tmp_path: Path, kind: str
 ) -> None:
     """When ComfyUI cannot be had the exit code must be 1, and the last word names its address."""
-    port = wiring.free_port()
+    port = launch.free_port()
     environ = {
         "running": {"COMFYUI_URL": f"127.0.0.1:{port}", "COMFY_API_AVAILABLE_MAX_RETRIES": "3"},
         "supervised": {
@@ -222,74 +280,3 @@ def test_runpod_14_58_wrong_settings_are_named_all_at_once(
     [record] = worker.records
     assert all(name in record["message"] for name in wrong)
     assert "Traceback" not in worker.text
-
-
-def test_runpod_14_75_pings_go_on_with_the_spawn_start_method(
-    plane: ControlPlane, start_worker: StartWorker, lane: EngineThread, tmp_path: Path
-) -> None:
-    """A ping process that imports `handler.py` anew must find the main guard, send pings, and end with the worker."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import multiprocessing\nmultiprocessing.set_start_method('spawn')\n"
-    )
-    environ = {**plane.environ(ping_ms=300), "COMFYUI_URL": lane.url, "PYTHONPATH": str(tmp_path)}
-
-    worker = start_worker(environ)
-    job = plane.submit({"workflow": sleeping("pinged-", seconds=2.5, steps=50)})
-    wait_until(lambda: any(ping.get("job_id") == job.id for ping in plane.pings))
-    job.wait()
-    worker.tell()
-
-    assert len(plane.pings) >= 2
-    assert worker.wait() == 0
-    assert_nothing_is_left(worker)
-
-
-def test_runpod_14_78_job_that_came_too_late_is_named(
-    plane: ControlPlane, start_worker: StartWorker, lane: EngineThread
-) -> None:
-    """A job that arrives on the open poll after SIGTERM is lost by the SDK; the log must name it."""
-    plane.hold_s = 2.0
-    worker = start_worker({**plane.environ(), "COMFYUI_URL": lane.url})
-    wait_until(lambda: plane.open_takes)
-
-    worker.tell()
-    wait_until(lambda: "x" if plane.open_takes else "")
-    signalled = plane.submit(EMPTY, "too-late-e1")
-
-    assert worker.wait() == 0
-    assert signalled.taken.is_set()
-    assert signalled.posts == []
-    [record] = [record for record in worker.records if record["level"] == "ERROR"]
-    assert record["requestId"] == "too-late-e1"
-    assert "was not run" in record["message"]
-
-
-def test_runpod_14_54_level_that_the_sdk_refuses_is_mapped(
-    plane: ControlPlane, start_worker: StartWorker, lane: EngineThread
-) -> None:
-    """RUNPOD_LOG_LEVEL=WARNING, which ends the SDK at its import, must be mapped, with one warning."""
-    levels = {"RUNPOD_LOG_LEVEL": "WARNING", "RUNPOD_DEBUG_LEVEL": "1"}
-    worker = start_worker({**plane.environ(), **levels, "COMFYUI_URL": lane.url, "REFRESH_WORKER": "1"})
-
-    plane.submit(EMPTY).wait()
-
-    assert worker.wait() == 0
-    warnings = [record["message"] for record in worker.records if record["level"] == "WARN"]
-    assert [text.split(" ")[0] for text in warnings] == ["RUNPOD_LOG_LEVEL=WARNING", "RUNPOD_DEBUG_LEVEL=1"]
-    assert "Started." not in worker.text
-    assert KEY not in worker.text
-
-
-def test_engine_runs_while_the_worker_serves(
-    plane: ControlPlane, start_worker: StartWorker, tmp_path: Path, lane: EngineThread
-) -> None:
-    """A supervised worker must serve on its own engine, not on any other."""
-    worker = start_worker(supervised(plane, tmp_path))
-
-    job = plane.submit({"workflow": sleeping("own-", seconds=0.5, steps=5)})
-    assert job.taken.wait(20.0)
-
-    assert not runs(lane, "own-")
-    assert "images" in job.wait()["output"]
-    worker.tell()
-    assert worker.wait() == 0

@@ -135,6 +135,18 @@ def test_runpod_14_22_size_is_measured_as_the_sdk_encodes() -> None:
         sealed(reply, size - 1)
 
 
+def test_runpod_14_18_node_error_beside_finished_files_names_the_node_and_keeps_them() -> None:
+    """With some files finished `error` must be the node's own text, and the files stay in `images`."""
+    error = NodeFailed("Workflow execution error: Node Type: A, Node ID: 1, Message: no", node_id="1")
+    error.partial = Result("job", "prompt", (picture(),))
+
+    reply = handled(face_of(error))
+
+    assert reply["error"] == "Workflow execution error: Node Type: A, Node ID: 1, Message: no"
+    assert [entry["filename"] for entry in reply["images"]] == ["a.png"]
+    assert reply["node_id"] == "1"
+
+
 def test_failure_with_files_that_do_not_fit_is_told_without_them() -> None:
     """A failure must arrive even where its files or its texts are larger than a reply may be."""
     error = NodeFailed("Workflow execution error: " + "x" * 50_000, node_id="1", extra="y" * 50_000)

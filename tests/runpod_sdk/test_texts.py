@@ -15,7 +15,7 @@ from support.lanes import failing, runs, sleeping
 from support.pictures import b64, empty_workflow, invert_workflow, job_of, node, png
 from support.slow_host import SlowHost
 
-from comfy_worker import wiring
+from comfy_worker.comfy import launch
 from comfy_worker.comfy.launch import Launch
 from comfy_worker.standin.thread import EngineThread
 
@@ -83,26 +83,13 @@ def test_all_bad_uploads_are_told_in_details(served: Running) -> None:
     ]
 
 
-def test_node_error_is_told_in_details(served: Running) -> None:
+def test_runpod_14_5_node_error_is_told_in_details(served: Running) -> None:
     """A node that raises must give the known `error` and, in `details`, its class, id and message."""
     body = served.plane.submit({"workflow": failing("text")}).wait()
 
     assert body["error"] == "Job processing failed"
     line = "Workflow execution error: Node Type: StandinRaise, Node ID: 2, Message: no luck with text"
     assert [text.strip() for text in body["output"]["details"]] == [line]
-
-
-def test_runpod_14_5_node_error_beside_finished_files_names_the_node_and_keeps_them(served: Running) -> None:
-    """With some files finished the job fails with the node's own text and the files stay in `images`."""
-    workflow = {**failing("beside"), "0": node("EmptyImage", width=8, height=8, batch_size=1, color=9)}
-    workflow["00"] = node("SaveImage", images=("0", 0), filename_prefix="kept")
-    workflow["2"]["inputs"]["any"] = ["11", 0]
-    workflow["11"] = node("StandinSleep", seconds=0.3, steps=3, any=("1", 0))
-
-    body = served.plane.submit({"workflow": workflow}).wait()
-
-    assert body["error"].startswith("Workflow execution error: Node Type: StandinRaise, Node ID: 2")
-    assert [entry["filename"] for entry in body["output"]["images"]] == ["kept_00001_.png"]
 
 
 def test_refused_workflow_has_the_known_prefix_and_bullets(served: Running) -> None:
@@ -174,7 +161,7 @@ def test_files_that_are_gone_are_told_in_details(tmp_path: Path, make_worker: Wo
 
 def test_comfyui_that_does_not_answer_is_told_in_the_known_words(make_worker: WorkerFactory) -> None:
     """Without a ComfyUI the job must fail with the sentence that names its address."""
-    port = wiring.free_port()
+    port = launch.free_port()
     worker = make_worker(Launch("running", f"http://127.0.0.1:{port}"), comfy_api_available_max_retries=2)
 
     reply = asyncio.run(worker.face.handle(job_of("alone", GRAPH)))

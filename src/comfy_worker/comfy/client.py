@@ -1,5 +1,5 @@
 """
-ComfyUI over HTTP: one short method per route, and the only place where its HTTP errors become ours.
+ComfyUI over HTTP: one short method per route.
 
 No rule about prompts lives here (see `progress`, `watch`, `cancel`); only what a route takes and gives.
 Source of all routes and replies: ComfyUI 0.27.0 and 0.3.64 as observed.
@@ -7,8 +7,8 @@ Source of all routes and replies: ComfyUI 0.27.0 and 0.3.64 as observed.
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,19 +16,13 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 import requests
-from urllib3.exceptions import HTTPError, NewConnectionError
 
+from comfy_worker.comfy.http_errors import translated
 from comfy_worker.errors import ComfyUnavailable, InputUnavailable
 
 CHUNK = 1 << 20
 
 Whereabouts = Literal["queued", "running", "ended", "unknown"]
-
-
-class NotListening(ComfyUnavailable):
-    """
-    Nothing listens at ComfyUI's address: nothing was sent.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +216,7 @@ class Client:
         params = {"filename": filename, "subfolder": subfolder, "type": type_}
         url = f"{self.url}/view"
         with (
-            self._translated(),
+            translated(self.address),
             self._session().get(url, params=params, stream=True, timeout=60.0) as reply,
             target.open("wb") as file,
         ):
@@ -243,7 +237,7 @@ class Client:
         return body
 
     def _send(self, method: str, path: str, *, timeout_s: float | None = None, **options: Any) -> Reply:
-        with self._translated():
+        with translated(self.address):
             reply = self._session().request(
                 method,
                 self.url + path,
@@ -262,38 +256,7 @@ class Client:
             self._sessions.append(session)
         return session
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except requests.ConnectTimeout as exc:
-            raise NotListening(
-                f"ComfyUI server ({self.address}) not reachable: no connection in time."
-            ) from exc
-        except requests.Timeout as exc:
-            raise ComfyUnavailable("HTTP communication error with ComfyUI: no answer in time.") from exc
-        except requests.ConnectionError as exc:
-            if _refused(exc):
-                raise NotListening(
-                    f"ComfyUI server ({self.address}) not reachable: connection refused."
-                ) from exc
-            raise ComfyUnavailable("HTTP communication error with ComfyUI: connection closed.") from exc
-        except (requests.RequestException, HTTPError) as exc:
-            raise ComfyUnavailable(f"HTTP communication error with ComfyUI: {type(exc).__name__}.") from exc
-
 
 def _ids(items: Any) -> frozenset[str]:
     rows = items if isinstance(items, list) else []
     return frozenset(str(row[1]) for row in rows if isinstance(row, list) and len(row) > 1)
-
-
-def _refused(exc: BaseException | None) -> bool:
-    seen: set[int] = set()
-    while exc is not None and id(exc) not in seen:
-        seen.add(id(exc))
-        if isinstance(exc, (ConnectionRefusedError, NewConnectionError)):
-            return True
-        reason = getattr(exc, "reason", None)
-        inner = reason if isinstance(reason, BaseException) else next(iter(exc.args), None)
-        exc = inner if isinstance(inner, BaseException) else exc.__cause__ or exc.__context__
-    return False

@@ -18,7 +18,7 @@ from typing import Protocol
 from comfy_worker.collect import inside
 from comfy_worker.comfy.cached import CACHED, SAFE_SUFFIX, is_cached
 from comfy_worker.comfy.client import Client
-from comfy_worker.errors import ComfyUnavailable, InputUnavailable
+from comfy_worker.errors import ComfyUnavailable, InputUnavailable, JobFailed
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,10 @@ class RemoteFiles:
         """
         suffix = Path(filename).suffix.lower()
         target = scratch / f"{uuid.uuid4().hex}{suffix if SAFE_SUFFIX.fullmatch(suffix) else ''}"
-        return target if self._client.view(filename, subfolder, type_, target) else None
+        try:
+            return target if self._client.view(filename, subfolder, type_, target) else None
+        except OSError as exc:
+            raise JobFailed("An output could not be saved: the worker's disk is full.") from exc
 
     def clear(self, folder: str) -> None:
         """

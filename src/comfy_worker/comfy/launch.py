@@ -2,6 +2,8 @@
 Which ComfyUI to use and how to start it: a decision over settings and what is on the disk. Starts nothing itself.
 """
 
+import logging
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +13,16 @@ from typing import Literal
 from comfy_worker.errors import ConfigInvalid
 from comfy_worker.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 PLACES = ("/comfyui", "~/comfy/ComfyUI")
 """Where the images put ComfyUI, and comfy-cli's default workspace."""
+
+NO_COMFYUI = (
+    "No ComfyUI was found, so the built-in engine runs the workflow: a small stand-in for trying, without models. For "
+    "the real one set COMFYUI_URL to a running ComfyUI or COMFYUI_PATH to its folder, or install it with `comfy install`."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,25 @@ class Launch:
         """
         names = {"running": f"ComfyUI at {self.url}", "comfyui": f"ComfyUI in {self.folder}"}
         return names.get(self.kind, "the built-in engine")
+
+
+def choose(config: Settings, scratch: Path, *, builtin: bool) -> Launch:
+    """
+    Return which ComfyUI to use, in this order: COMFYUI_URL, an installed one, the built-in engine (where allowed).
+
+    Raises:
+        ConfigInvalid: there is none.
+    """
+    if config.comfyui_url is not None:
+        return running(config)
+    port = config.comfy_port or free_port()
+    folder = installed(config)
+    if folder is not None:
+        return comfyui(config, folder, port, scratch)
+    if builtin:
+        logger.warning(NO_COMFYUI)
+        return builtin_engine(port, scratch)
+    raise ConfigInvalid(["COMFYUI_PATH must be set: no ComfyUI was found at /comfyui or ~/comfy/ComfyUI"])
 
 
 def running(settings: Settings) -> Launch:
@@ -95,7 +123,7 @@ def comfyui(settings: Settings, folder: Path, port: int, scratch: Path) -> Launc
     )
 
 
-def builtin(port: int, scratch: Path, extra: Sequence[str] = ()) -> Launch:
+def builtin_engine(port: int, scratch: Path, extra: Sequence[str] = ()) -> Launch:
     """
     Return how to start the built-in engine, with all its folders in `scratch`.
     """
@@ -139,3 +167,12 @@ def _known_flags(folder: Path) -> str:
         return (folder / "comfy" / "cli_args.py").read_text(encoding="utf-8")
     except OSError:
         return ""
+
+
+def free_port() -> int:
+    """
+    Return a port on loopback that nobody listens on now.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from comfy_worker.comfy import crashes
-from comfy_worker.comfy.client import Client
 from comfy_worker.errors import ComfyUnavailable
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class ComfyProcess:
         self,
         command: Sequence[str],
         folder: Path,
-        client: Client,
+        url: str,
         *,
         boot_timeout_s: float = 600.0,
         interval_s: float = 0.05,
@@ -59,7 +59,7 @@ class ComfyProcess:
     ) -> None:
         self._command = list(command)
         self._folder = folder
-        self._client = client
+        self._address = urlsplit(url).netloc
         self._boot_timeout_s = boot_timeout_s
         self._interval_s = interval_s
         self._restarts = restarts or Restarts()
@@ -90,15 +90,17 @@ class ComfyProcess:
 
     def start(self) -> None:
         """
-        Start ComfyUI and the thread that owns it.
+        Start ComfyUI and the thread that owns it. Idempotent.
         """
+        if self._thread is not None:
+            return
         self._began = time.monotonic()
         self._thread = threading.Thread(target=self._supervise, name="comfy-supervisor", daemon=True)
         self._thread.start()
 
-    def wait_ready(self, check: Callable[[], None] = lambda: None) -> None:
+    def wait_ready(self, answers: Callable[[], bool], check: Callable[[], None] = lambda: None) -> None:
         """
-        Return once ComfyUI answers. `check` is called while waiting and may raise.
+        Return once ComfyUI lives and `answers()`. `check` is called while waiting and may raise.
 
         Raises:
             ComfyUnavailable: it died for good, or took longer than its boot limit.
@@ -107,7 +109,7 @@ class ComfyProcess:
             check()
             if self._given_up and self._crash is not None:
                 raise ComfyUnavailable(f"{self._unreachable()}\n{self._crash.sentence}")
-            if self.pid is not None and self._client.answers():
+            if self.pid is not None and answers():
                 return
             if self._stopping.is_set():
                 raise ComfyUnavailable("The worker is shutting down.")
@@ -133,7 +135,7 @@ class ComfyProcess:
         return check
 
     def _unreachable(self) -> str:
-        return f"ComfyUI server ({self._client.address}) not reachable after multiple retries."
+        return f"ComfyUI server ({self._address}) not reachable after multiple retries."
 
     def kill(self) -> None:
         """

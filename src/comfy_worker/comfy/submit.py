@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_worker.comfy import refusals
-from comfy_worker.comfy.client import Client, NotListening, Reply
+from comfy_worker.comfy.client import Client, Reply
+from comfy_worker.comfy.http_errors import NotListening
 from comfy_worker.deadline import Deadline
 from comfy_worker.errors import ComfyUnavailable, WorkflowInvalid
 

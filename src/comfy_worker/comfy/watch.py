@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_worker.comfy.client import Client, NotListening
+from comfy_worker.comfy.client import Client
+from comfy_worker.comfy.http_errors import NotListening
 from comfy_worker.comfy.mailbox import Mail, Mailbox, SocketLost
 from comfy_worker.comfy.progress import PromptState
 from comfy_worker.comfy.socket import EventSocket

@@ -56,7 +56,7 @@ class RunpodFace:
 
         A failure is a dict with a truthy `error`, which the SDK turns into FAILED; nothing is raised but a real cancel.
         """
-        job_id = str(raw.get("id") or "local")
+        job_id = str(raw.get("id") or "local").encode(errors="replace").decode()
         limit = self.limits[job_id.startswith("sync-")]
         token = log.current_job.set(job_id)
         try:
