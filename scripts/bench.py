@@ -371,7 +371,7 @@ worker = entry.shared(os.environ)
 started = time.monotonic() - began
 from comfy_worker.faces.runpod_sdk import Loop, prepare
 prepare(os.environ)
-loop = Loop(worker.face.handle, 1, False, worker.engine.client.system_stats)
+loop = Loop(worker.face.handle, 1, False, worker.engine.client.system_stats, entry.close_shared)
 loop.load()
 loaded = time.monotonic() - began
 worker.engine.wait_ready()
