@@ -19,6 +19,7 @@ from comfy_worker import log, settings
 from comfy_worker.comfy import launch
 from comfy_worker.comfy.process import ComfyProcess, Restarts
 from comfy_worker.errors import ComfyUnavailable, ConfigInvalid
+from comfy_worker.faces.runpod_sdk import Loop, exit_on_sigterm, prepare
 from comfy_worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -135,14 +136,12 @@ def serve_runpod(environ: MutableMapping[str, str]) -> int:
     Returns the exit code: 2 for wrong settings, 1 when ComfyUI cannot be had.
     """
     log.configure("INFO", as_json="RUNPOD_ENDPOINT_ID" in environ)  # until the settings are read
+    exit_on_sigterm()
     try:
         worker = shared(environ)
     except ConfigInvalid as exc:
         logger.error("%s", exc)
         return 2
-    from comfy_worker.faces.runpod_sdk import Loop, exit_on_sigterm, prepare
-
-    exit_on_sigterm()
     try:
         prepare(environ)
         loop = Loop(

@@ -141,7 +141,10 @@ def configure(level: str, *, as_json: bool, stream: TextIO | None = None) -> Non
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.addFilter(JobFilter())
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    former, root = list(logger.handlers), logging.getLogger()
     logger.handlers[:] = [handler]
+    if root.handlers == former:  # what other packages log goes the same way, masked
+        root.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
     for noisy in ("urllib3", "botocore", "boto3", "s3transfer", "websocket", "PIL"):

@@ -127,7 +127,7 @@ def test_prompt_that_vanishes_fails_at_once(engine: EngineThread, worker: Worker
 
     async def remove_while_it_waits() -> dict[str, Any]:
         running = asyncio.create_task(worker.face.handle(job_of("vanishes", empty_workflow(0x778899))))
-        while len(worker.engine.client.queued()[1]) < 1:
+        while [len(ids) for ids in worker.engine.client.queued()] != [1, 1]:
             await asyncio.sleep(0.02)
         requests.post(f"{engine.url}/queue", json={"clear": True}, timeout=5)
         return await asyncio.wait_for(running, LIMIT_S)

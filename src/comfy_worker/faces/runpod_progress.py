@@ -20,6 +20,8 @@ Post = Callable[[Mapping[str, Any]], None]
 
 CONNECT_TIMEOUT_S = 1.0
 POST_TIMEOUT_S = 2.0
+MOST_JOBS = 64
+"""Connections kept open: as many as jobs may run at once."""
 
 
 def to_progress(event: Event) -> dict[str, Any]:
@@ -97,6 +99,9 @@ class Poster:
         self._key = key
         self._session = requests.Session()
         self._session.trust_env = False
+        adapter = requests.adapters.HTTPAdapter(pool_maxsize=MOST_JOBS)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
 
     def close(self) -> None:
         """
