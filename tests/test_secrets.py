@@ -22,7 +22,7 @@ import requests
 from conftest import WorkerFactory, launch_of
 from pydantic import SecretStr
 from storage import sigv4
-from support.pictures import b64, empty_workflow, node, png
+from support.pictures import empty_workflow, node, png
 
 from comfy_worker import log
 from comfy_worker.faces.runpod import RunpodFace

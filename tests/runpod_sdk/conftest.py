@@ -19,7 +19,7 @@ from comfy_worker.standin.thread import EngineThread
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
-SLOTS = 24
+SLOTS = 40
 LIMIT_MB = 0.1
 ODD_NAME = b"odd-\xff.png"
 PICTURE = b"\x89PNG\r\n\x1a\n"

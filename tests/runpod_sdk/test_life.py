@@ -5,7 +5,7 @@ The life of a worker under the SDK: how it starts, how it ends, and that nothing
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +66,10 @@ class Ended:
     jobs: list[PlaneJob]
 
 
-@pytest.fixture(scope="module")
-def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+def live_idle(folder: Path, lane: EngineThread) -> Ended:
     """
     A worker told to stop while it waits for a job; one comes in on the poll that is still open.
     """
-    folder = tmp_path_factory.mktemp("idle")
     with ControlPlane(hold_s=2.0) as plane:
         worker = WorkerProcess(folder, supervised(plane, folder, RUNPOD_DEBUG_LEVEL="DEBUG"))
         try:
@@ -81,32 +79,29 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
             wait_until(lambda: "Kill worker." in worker.text)
             threading.Event().wait(0.3)  # three rounds of the SDK's loop over its queue
             job = plane.submit(EMPTY, "too-late-e1")
-            yield Ended(worker, plane, worker.wait(), [job])
+            return Ended(worker, plane, worker.wait(), [job])
         finally:
             worker.close()
 
 
-@pytest.fixture(scope="module")
-def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+def live_busy(folder: Path, lane: EngineThread) -> Ended:
     """
     A worker told to stop while it runs a job; its ping process is spawned, which imports `handler.py` anew.
     """
-    folder = tmp_path_factory.mktemp("busy")
     (folder / "sitecustomize.py").write_text("import multiprocessing as m\nm.set_start_method('spawn')\n")
     with ControlPlane() as plane:
         environ = {**supervised(plane, folder, PYTHONPATH=str(folder)), "RUNPOD_PING_INTERVAL": "300"}
         worker = WorkerProcess(folder, environ)
         try:
-            job = plane.submit({"workflow": sleeping("busy-", seconds=3.5, steps=50)})
+            job = plane.submit({"workflow": sleeping("busy-", seconds=4.0, steps=50)})
             wait_until(lambda: len(plane.pings) >= 2)
             worker.tell()
-            yield Ended(worker, plane, worker.wait(), [job])
+            return Ended(worker, plane, worker.wait(), [job])
         finally:
             worker.close()
 
 
-@pytest.fixture(scope="module")
-def refreshed(lane: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+def live_refreshed(folder: Path, lane: EngineThread) -> Ended:
     """
     A worker with REFRESH_WORKER and with log levels that the SDK does not know; two jobs wait for it.
     """
@@ -114,12 +109,71 @@ def refreshed(lane: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> I
     with ControlPlane() as plane:
         jobs = plane.submit_all([(None, {"input": EMPTY}), (None, {"input": EMPTY})])
         environ = {**plane.environ(), **levels, "COMFYUI_URL": lane.url, "REFRESH_WORKER": "yes"}
-        worker = WorkerProcess(tmp_path_factory.mktemp("refreshed"), environ)
+        worker = WorkerProcess(folder, environ)
         try:
             jobs[0].wait()
-            yield Ended(worker, plane, worker.wait(), jobs)
+            return Ended(worker, plane, worker.wait(), jobs)
         finally:
             worker.close()
+
+
+def live_dying(folder: Path, lane: EngineThread) -> Ended:
+    """
+    A worker whose ComfyUI dies twice, the second time for good; the fourth job waits when that happens.
+    """
+    with ControlPlane() as plane:
+        worker = WorkerProcess(folder, supervised(plane, folder, *DYING, COMFY_MAX_RAPID_RESTARTS="2"))
+        try:
+            jobs = [plane.submit(dying()), plane.submit(EMPTY)]
+            jobs[1].wait()
+            jobs += plane.submit_all([(None, {"input": dying()}), (None, {"input": EMPTY})])
+            jobs[2].wait()
+            return Ended(worker, plane, worker.wait(), jobs)
+        finally:
+            worker.close()
+
+
+@pytest.fixture(scope="module")
+def lives(lane: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """
+    Four workers from their start to their end, at the same time.
+    """
+    acts = (live_idle, live_busy, live_refreshed, live_dying)
+    with ThreadPoolExecutor(len(acts)) as pool:
+        ends = {act.__name__: pool.submit(act, tmp_path_factory.mktemp(act.__name__), lane) for act in acts}
+        return {name.removeprefix("live_"): end.result() for name, end in ends.items()}
+
+
+@pytest.fixture
+def idle(lives: dict[str, Ended]) -> Ended:
+    """
+    See `live_idle`.
+    """
+    return lives["idle"]
+
+
+@pytest.fixture
+def busy(lives: dict[str, Ended]) -> Ended:
+    """
+    See `live_busy`.
+    """
+    return lives["busy"]
+
+
+@pytest.fixture
+def refreshed(lives: dict[str, Ended]) -> Ended:
+    """
+    See `live_refreshed`.
+    """
+    return lives["refreshed"]
+
+
+@pytest.fixture
+def died(lives: dict[str, Ended]) -> Ended:
+    """
+    See `live_dying`.
+    """
+    return lives["dying"]
 
 
 def test_runpod_14_37_sigterm_while_idle_ends_comfyui_and_the_ping_child(idle: Ended) -> None:
@@ -197,29 +251,26 @@ def test_runpod_14_38_killed_worker_leaves_no_process_behind(
     wait_until(lambda: not worker.leftovers(), 5.0)
 
 
-def test_runpod_14_29_dead_comfyui_fails_its_job_and_is_started_again_until_it_dies_too_often(
-    plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
-) -> None:
-    """A death must fail the running job with the signal; the next job works; the last death stops the pod."""
-    worker = start_worker(supervised(plane, tmp_path, *DYING, COMFY_MAX_RAPID_RESTARTS="2"))
-
-    first = plane.submit(dying()).wait()
-    second = plane.submit(EMPTY).wait()
-    jobs = plane.submit_all([(None, {"input": dying()}), (None, {"input": EMPTY})])
-    third = jobs[0].wait()
-
-    assert first["error"].startswith(
+def test_runpod_14_29_dead_comfyui_fails_its_job_and_is_started_again(died: Ended) -> None:
+    """The job under which ComfyUI died must fail in the known words, with the signal, and the next one works."""
+    first, second = died.jobs[:2]
+    assert first.body["error"].startswith(
         "WebSocket communication error: ComfyUI HTTP unreachable during websocket reconnect"
     )
-    assert "signal SIGKILL" in first["error"]
-    assert (first["output"]["error_code"], first["output"]["retryable"]) == ("comfy_unavailable", True)
-    assert "stopPod" not in first
-    assert "images" in second["output"]
-    # With the result alone the dying worker would take the job that waits (runpod_14_77).
-    assert third["stopPod"] is True
-    assert worker.wait() == 0
-    assert not jobs[1].taken.is_set()
-    assert_nothing_is_left(worker)
+    assert "signal SIGKILL" in first.body["error"]
+    assert (first.output["error_code"], first.output["retryable"]) == ("comfy_unavailable", True)
+    assert "stopPod" not in first.body
+    assert "images" in second.output
+
+
+def test_runpod_14_29_comfyui_that_dies_too_often_stops_the_pod(died: Ended) -> None:
+    """When ComfyUI is given up that job's result must carry `stopPod`, and the worker ends without another job."""
+    third, fourth = died.jobs[2:]
+    assert third.body["stopPod"] is True
+    assert "signal SIGKILL" in third.body["error"]
+    assert died.code == 0
+    assert not fourth.taken.is_set()
+    assert_nothing_is_left(died.worker)
 
 
 def test_runpod_14_42_unfit_worker_reports_itself_and_ends(

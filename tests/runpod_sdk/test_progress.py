@@ -21,7 +21,7 @@ from comfy_worker.standin.thread import EngineThread
 def test_runpod_14_51_progress_names_node_title_and_percent_of_the_whole(served: Running) -> None:
     """While a job runs its progress must name the node, its title and value, and the percent of the whole graph."""
     workflow = {
-        "1": node("StandinKSampler", steps=28, seconds_per_step=0.1, seed=3, size=64),
+        "1": node("StandinKSampler", steps=24, seconds_per_step=0.1, seed=3, size=64),
         "2": node("SaveImage", images=("1", 0), filename_prefix="progress-"),
     }
     workflow["1"]["_meta"] = {"title": "My sampler"}
@@ -33,8 +33,8 @@ def test_runpod_14_51_progress_names_node_title_and_percent_of_the_whole(served:
     assert len(shown) >= 2
     assert all(post.body["status"] == "IN_PROGRESS" for post in job.progress)
     last = shown[-1]
-    assert (last["type"], last["node"], last["title"], last["max"]) == ("progress", "1", "My sampler", 28)
-    assert 0 < last["value"] <= 28
+    assert (last["type"], last["node"], last["title"], last["max"]) == ("progress", "1", "My sampler", 24)
+    assert 0 < last["value"] <= 24
     percents = [value["percent"] for value in shown]
     assert percents == sorted(percents)
     assert 0 < percents[-1] < 100
@@ -52,7 +52,7 @@ def test_progress_of_a_cancelled_job_ends_with_the_cancel(served: Running) -> No
     served.plane.cancel(job)
     wait_until(lambda: not runs(served.engine, "quiet-"))
     seen = len(job.posts)
-    after = served.plane.submit({"workflow": sleeping("after-quiet-", seconds=1.5, steps=15)})
+    after = served.plane.submit({"workflow": sleeping("after-quiet-", seconds=1.2, steps=15)})
     after.wait()
 
     assert after.progress  # so there was time for more
