@@ -103,10 +103,11 @@ class Stager:
         for file in (*job.inputs, *remote):
             deadline.check("staging")
             source = sources[file.name]
-            if file.name in plain:
-                held.place(file.name, _copied(source) if file.name in used else source)
-            if file.name in used:
-                renames[file.name] = held.place(cached_name(file, source), source)
+            with _told_of(file):
+                if file.name in plain:
+                    held.place(file.name, _copied(source) if file.name in used else source)
+                if file.name in used:
+                    renames[file.name] = held.place(cached_name(file, source), source)
 
         def edit(place: graph.Place) -> str:
             name = referred(place)
@@ -176,7 +177,7 @@ class Stager:
         return paths
 
     def _decoded(self, file: InputFile) -> bytes:
-        name = file.name if len(file.name) <= 200 else file.field
+        name = _shown(file)
         text = file.data or ""
         if text[:5].lower() == "data:" or "," in text[:256]:
             text = text.partition(",")[2]
@@ -192,6 +193,23 @@ class Stager:
         if not data:
             raise InputUnavailable(f"Error decoding base64 for {name}: '{file.field}' is empty")
         return data
+
+
+@contextmanager
+def _told_of(file: InputFile) -> Iterator[None]:
+    """
+    Tell a file that ComfyUI refused by the name the job gave it, in the words for every input that could not be had.
+    """
+    try:
+        yield
+    except InputUnavailable as exc:
+        reason = str(exc).rpartition(": ")[2]
+        text = f"Error uploading {_shown(file)}: {reason}"
+        raise InputUnavailable(FAILED_TEXT, details=[text], field=file.field) from exc
+
+
+def _shown(file: InputFile) -> str:
+    return file.name if len(file.name) <= 200 else file.field
 
 
 class _Held:

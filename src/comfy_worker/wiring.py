@@ -53,6 +53,7 @@ class Worker:
     face: RunpodFace
     scratch: Path
     files: ComfyFiles
+    stores: s3.Stores
     _closed: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> "Worker":
@@ -75,6 +76,7 @@ class Worker:
         if self.engine.process is not None:
             self.engine.process.stop()
         self.engine.client.close()
+        self.stores.close()
         if self.face.poster is not None:
             self.face.poster.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -106,7 +108,8 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
     files = _files(config, chosen, client)
     fetcher = Fetcher(allow_private=config.allow_private_urls, threads=config.input_threads)
     operator = bucket_of(config)
-    buckets = Buckets(s3.Stores(), Guard(allow_private=config.allow_private_urls), operator)
+    stores = s3.Stores()
+    buckets = Buckets(stores, Guard(allow_private=config.allow_private_urls), operator)
     max_bytes = int(config.input_max_mb * settings.MEGABYTE)
     pipeline = Pipeline(
         Stager(files, fetcher, catalog, buckets.reader, max_bytes=max_bytes),
@@ -122,7 +125,7 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
     )
     pool = Pool(pipeline.run, threads=config.worker_concurrency, limit=QUEUE_LIMIT)
     face = _runpod_face(config, pool, engine, operator)
-    return Worker(config, engine, events, pool, face, scratch, files)
+    return Worker(config, engine, events, pool, face, scratch, files, stores)
 
 
 def _ready(engine: Engine, events: EventSocket, deadline: Deadline, sure: bool) -> None:
@@ -169,7 +172,9 @@ def bucket_of(config: Settings) -> Bucket | None:
     )
     problems = s3.check(bucket)
     if problems:
-        raise ConfigInvalid(problems)
+        raise ConfigInvalid([f"Object storage (BUCKET_*): {problem}" for problem in problems])
+    for hint in s3.hints(bucket):
+        logger.warning("%s", hint)
     return bucket
 
 
