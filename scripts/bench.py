@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -309,6 +310,7 @@ from comfy_worker.storage.s3 import Stores
 from pydantic import SecretStr
 from comfy_worker import wiring
 mode, path, url = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+stores = Stores()  # one for the life of a worker
 def rss():
     for line in open("/proc/self/status"):
         if line.startswith("VmRSS"):
@@ -317,7 +319,7 @@ def hand_over(path):
     size = path.stat().st_size
     artifact = Artifact("1", "images", "video", "x.mp4", "", "output", "video/mp4", path, size)
     bucket = Bucket(url, "key", SecretStr("secret-key"), "bucket", addressing_style="path") if mode == "s3" else None
-    return deliver("job", [artifact], Delivery(bucket=bucket), Deadline(600), store=Stores(), threads=4)
+    return deliver("job", [artifact], Delivery(bucket=bucket), Deadline(600), store=stores, threads=4)
 small = path.with_suffix(".small"); small.write_bytes(b"x" * 9_000_000 if mode == "s3" else b"x")
 if url: hand_over(small)
 before, peak, stop = rss(), 0, threading.Event()
@@ -435,6 +437,7 @@ def boot_alone() -> float:
     finally:
         process.terminate()
         process.wait(20)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main() -> None:

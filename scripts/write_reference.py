@@ -1,5 +1,6 @@
 """
-Writes the generated tables of the documentation: settings from `settings.py`, errors from `errors.py`.
+Writes the generated tables of the documentation: settings from `settings.py`, errors from
+`errors.py`, images from `models/`.
 
 `scripts/fix` runs it and tests/test_docs.py compares. Only what stands between the two markers of a page is replaced.
 """
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from comfy_worker.errors import WorkerError, every_error
+from comfy_worker.models import manifest
+from comfy_worker.models.manifest import Manifest
 from comfy_worker.settings import Settings, names_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -40,9 +43,21 @@ def errors_table() -> str:
     return "\n".join(["| `error_code` | HTTP | Retryable | Meaning |", "|---|---|---|---|", *_error_rows()])
 
 
+def images_table() -> str:
+    """
+    Return the table of image variants, and what their users should know.
+    """
+    found = manifest.variants(DOCS.parent / "models")
+    head = "| Variant | What | Models | Size | GPU memory | Container disk | Token | Published | Licences |"
+    rows = "\n".join(_image_row(name, variant) for name, variant in found.items())
+    notes = "\n".join(f"- `{name}`: {note}" for name, variant in found.items() for note in variant.notes)
+    return f"{head}\n{'|---' * 9}|\n{rows}\n\n{notes}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "reference/environment.md": settings_tables,
     "reference/errors.md": errors_table,
+    "reference/images.md": images_table,
 }
 
 
@@ -63,11 +78,30 @@ def _setting_row(entry: dataclasses.Field[Any]) -> str:
     return f"| {names} | {_shown(entry.default)} | {_cell(entry.metadata['text'])} |"
 
 
+def _image_row(name: str, variant: Manifest) -> str:
+    parts = (*variant.files, *variant.snapshots)
+    licences = dict.fromkeys(part.licence for part in (*parts, *variant.nodes))
+    cells = (
+        f"`{name}`",
+        _cell(variant.title),
+        "<br>".join(f"`{part.dest}`" for part in parts) or "–",
+        f"{variant.bytes / 1e9:.1f} GB" if parts else "–",
+        f"{variant.gpu.vram_gb} GB" if variant.gpu.vram_gb else "–",
+        f"{variant.gpu.disk_gb} GB" if variant.gpu.disk_gb else "–",
+        "needed" if variant.gated else "sent" if variant.token else "–",
+        "yes" if variant.publish else "no",
+        ", ".join(licences) or "–",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def _shown(default: Any) -> str:
-    if default is None or default in ("", ()):
+    if default is None or not str(default) or default in ((), frozenset()):
         return "–"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
+    if isinstance(default, tuple):
+        return f"`{':'.join(map(str, default))}`"
     if isinstance(default, float) and default.is_integer():
         return f"`{default:.0f}`"
     return f"`{default}`"

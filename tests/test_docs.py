@@ -19,6 +19,7 @@ from comfy_worker.faces.runpod import to_failure, to_reply
 from comfy_worker.job import Output, Result, Timings
 from comfy_worker.parse import KNOWN_KEYS, Rules, parse
 from comfy_worker.settings import Settings, fields, names_of
+from comfy_worker.templates import Templates, shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -55,7 +56,7 @@ def _job(example: dict[str, Any]) -> tuple[Any, Any]:
     return {"workflow": WORKFLOW, **example}, None
 
 
-@pytest.mark.parametrize("page", ["reference/environment.md", "reference/errors.md"])
+@pytest.mark.parametrize("page", ["reference/environment.md", "reference/errors.md", "reference/images.md"])
 def test_generated_tables_are_up_to_date(page: str) -> None:
     """
     A table written from the code says what the code says; `scripts/fix` writes it anew.
@@ -108,19 +109,22 @@ def test_first_request_of_the_readme_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["reference/request.md", "howto/inputs.md", "howto/storage.md"], ids=lambda page: page
+    "page",
+    ["reference/request.md", "howto/inputs.md", "howto/storage.md", "howto/templates.md"],
+    ids=lambda page: page,
 )
 def test_every_request_example_is_accepted(page: str) -> None:
     """
     Each example of a request is a valid job, without a key that the worker does not know.
     """
     examples = [json.loads(snippet) for snippet in _snippets(DOCS / page)]
+    rules = Rules(templates=Templates.load([shipped()]))
 
     assert examples
     for example in examples:
         data, bucket = _job(example)
         assert set(data) <= set(KNOWN_KEYS)
-        assert parse("job-1", data, Rules(), s3_config=bucket).warnings == ()
+        assert parse("job-1", data, rules, s3_config=bucket).warnings == ()
 
 
 @pytest.mark.parametrize("key", KNOWN_KEYS)

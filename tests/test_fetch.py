@@ -130,7 +130,7 @@ def test_runpod_14_9_fetch_makes_a_file_of_a_url(site: Site, to: Path) -> None:
 
     result = get(f"http://files.example:{site.port}/a.png", to)
 
-    assert result == Fetched(to, 7, "image/png", hashlib.sha256(b"picture").hexdigest())
+    assert result == Fetched(to, 7, "image/png", hashlib.sha256(b"picture").hexdigest(), "a.png")
     assert to.read_bytes() == b"picture" and list(to.parent.iterdir()) == [to]
     (_, headers) = site.requests[0]
     assert headers["Host"] == f"files.example:{site.port}" and headers["Accept-Encoding"] == "identity"
@@ -723,7 +723,7 @@ def test_every_exception_of_requests_and_urllib3_has_a_row(kind: type[Exception]
     error = kind.__new__(kind)
     error.args = ("SECRET",)
 
-    with pytest.raises((InputUnavailable, fetch._Again)) as caught, fetch._translated():
+    with pytest.raises((InputUnavailable, fetch.Again)) as caught, fetch.translated():
         raise error
 
     assert str(caught.value) and "SECRET" not in str(caught.value)

@@ -162,3 +162,43 @@ def test_error_of_a_node_wins_over_missing_files() -> None:
     found = failure(Verdict("failed", error, OUTPUTS), Collected(missing=("a.png",)), pictures_missing=True)
 
     assert isinstance(found, NodeFailed)
+
+
+@pytest.mark.parametrize(
+    ("exception_type", "message", "advice"),
+    [
+        (
+            "safetensors._safetensors_rust.SafetensorError",
+            "Error while deserializing header: header too large",
+            "download it again",
+        ),
+        (
+            "safetensors._safetensors_rust.SafetensorError",
+            "Error while deserializing header: incomplete metadata, file not fully covered",
+            "download it again",
+        ),
+        (
+            "_pickle.UnpicklingError",
+            "Weights only load failed. In PyTorch 2.6, we changed",
+            "download it again",
+        ),
+        (
+            "RuntimeError",
+            "PytorchStreamReader failed reading zip archive: failed finding central directory",
+            "download it again",
+        ),
+        (
+            "RuntimeError",
+            "ERROR: Could not detect model type of: /models/x.safetensors\n",
+            "use the loader that fits it",
+        ),
+    ],
+)
+def test_broken_model_file_is_told_to_be_one(exception_type: str, message: str, advice: str) -> None:
+    """What a loader says of a broken model file must end with what to do about it."""
+    failed = raised(exception_type, message)
+
+    assert isinstance(failed, NodeFailed)
+    assert str(failed).startswith("Workflow execution error: Node Type: KSampler, Node ID: 7, Message: ")
+    assert advice in str(failed).splitlines()[-1]
+    assert "/models" not in str(failed)

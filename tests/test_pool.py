@@ -3,10 +3,12 @@ The pipeline threads: a bounded queue, one run for equal jobs, cancels that hit 
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 
 import pytest
+from support.control_plane import wait_until
 
 from comfy_worker import log
 from comfy_worker.deadline import Deadline
@@ -330,3 +332,30 @@ def test_close_cancels_what_does_not_end(make_pool: Callable[..., Pool], work: W
     assert all(isinstance(failure(ticket), JobCancelled) for ticket in tickets)
     assert pool.busy == 0
     pool.close(0.05)
+
+
+def test_idle_thread_holds_nothing_of_its_last_job(make_pool: Callable[..., Pool], work: Work) -> None:
+    """What a caller gave along with a job may be large, and must be gone with the job."""
+
+    class Watcher:
+        def __call__(self, event: Event) -> None:
+            pass
+
+    watcher = Watcher()
+    held = weakref.ref(watcher)
+    work.go.set()
+    result(make_pool().submit(Job("a", {}), watcher))
+    del watcher
+
+    wait_until(lambda: held() is None, PATIENCE_S)
+
+
+def test_place_in_the_queue_is_known(make_pool: Callable[..., Pool], work: Work) -> None:
+    """A waiting job must know how many are before it, a running one and an unknown one that they do not wait."""
+    pool = make_pool()
+    for name in "abc":
+        pool.submit(Job(name, {}), ignore)
+    work.wait_begun()
+
+    assert [pool.position(name) for name in "abcd"] == [None, 0, 1, None]
+    assert pool.waiting == 2

@@ -36,6 +36,13 @@ BAD: dict[str, str] = {
     "comfy_restart_delay": "soon",
     "comfy_max_rapid_restarts": "0",
     "comfy_rapid_restart_window": "nan",
+    "gpu_check": "x",
+    "warmup_required": "x",
+    "shutdown_grace_s": "-1",
+    "oom_retry": "x",
+    "min_free_disk_mb": "-1",
+    "min_free_memory_mb": "none",
+    "orphan_age_s": "-1",
     "websocket_reconnect_attempts": "many",
     "websocket_reconnect_delay_s": "-1",
     "websocket_trace": "maybe",
@@ -54,6 +61,13 @@ BAD: dict[str, str] = {
     "input_cache_mb": "-1",
     "input_cache_age_s": "-1",
     "allow_private_urls": "x",
+    "models_threads": "0",
+    "models_timeout_s": "0",
+    "hf_endpoint": "hub.example.com",
+    "volume_roots": "models",
+    "volume_custom_nodes": "x",
+    "cached_models": "owner/name",
+    "network_volume_debug": "x",
     "bucket_endpoint_url": "s3.example.com",
     "bucket_addressing_style": "host",
     "bucket_url_expiry_s": "604801",
@@ -61,10 +75,27 @@ BAD: dict[str, str] = {
     "upload_threads": "0",
     "refresh_worker": "sometimes",
     "progress_updates": "x",
-    "log_level": "TRACE",
+    "log_level": "LOUD",
     "log_format": "xml",
+    "lru_cache_size_gb": "-1",
+    "http_trusted_origins": "*",
+    "http_auth_allowed_origins": "example.com",
+    "aws_endpoint_url": "s3.example.com",
+    "max_body_size_mb": "0",
+    "max_queue_depth": "-1",
+    "prepend_filenames": "maybe",
+    "queue_limit": "0",
+    "serve_api_locally": "maybe",
+    "prompt_webhook_retries": "0",
+    "system_webhook_url": "ftp://example.com/hook",
+    "system_webhook_events": "executing, everything",
 }
 FREE = {
+    "server_api_key",
+    "cache_dir", "model_dir", "system_meta", "http_auth_header_name", "http_auth_header_value",
+    "aws_region", "aws_access_key_id", "aws_secret_access_key", "aws_session_token",
+    "models_manifest", "hf_token", "civitai_token",
+    "warmup_workflow", "workflow_dir", "webhook_secret",
     "comfyui_path", "comfyui_python", "comfy_input_dir", "comfy_output_dir", "comfy_org_api_key",
     "bucket_access_key_id", "bucket_secret_access_key", "bucket_name", "bucket_prefix", "bucket_region",
     "runpod_endpoint_id", "runpod_webhook_get_job", "runpod_webhook_post_output", "runpod_pod_id", "runpod_ai_api_key",
@@ -97,14 +128,30 @@ def test_every_field_has_one_name_and_a_sentence() -> None:
         text = entry.metadata["text"]
         assert text[0].isupper() or text[0] == "`", entry.name
         assert text.endswith("."), entry.name
-        assert entry.metadata["group"] in {"ComfyUI", "Jobs", "Inputs", "Storage", "RunPod", "Log"}
+        assert entry.metadata["group"] in {
+            "ComfyUI",
+            "HTTP server",
+            "Life of the worker",
+            "Worker",
+            "Templates",
+            "Webhooks",
+            "Jobs",
+            "Inputs",
+            "Models",
+            "Storage",
+            "RunPod",
+            "Log",
+        }
 
 
 def test_every_default_would_be_accepted_as_a_value() -> None:
     """A default that is written out must be a value that its own parser takes, and mean the same."""
     for entry in FIELDS:
-        if entry.default not in (None, (), ""):
-            assert entry.metadata["parse"](str(entry.default)) == entry.default, entry.name
+        if entry.default not in (None, (), "", frozenset()):
+            text = (
+                ":".join(map(str, entry.default)) if isinstance(entry.default, tuple) else str(entry.default)
+            )
+            assert entry.metadata["parse"](text) == entry.default, entry.name
 
 
 def test_every_field_is_known_to_be_checked_or_free() -> None:

@@ -14,11 +14,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from comfy_worker import __version__, entry
-from comfy_worker.errors import ComfyUnavailable, ConfigInvalid
+from comfy_worker import __version__, entry, workflow_command
+from comfy_worker import serve as serving
+from comfy_worker.errors import ComfyUnavailable, ConfigInvalid, ModelUnavailable
 from comfy_worker.job import Event
+from comfy_worker.models.cli import app as models_app
 
 app = typer.Typer(help="Any ComfyUI workflow as an API call.", no_args_is_help=True, add_completion=False)
+app.add_typer(models_app, name="models")
+app.add_typer(workflow_command.app, name="workflow")
 console = Console(stderr=True)
 
 FILE_GROUPS = ("images", "videos", "audio", "files")
@@ -49,8 +53,8 @@ def run(
     raw = read_job(job)
     try:
         worker = entry.local_worker(os.environ)
-    except ConfigInvalid as exc:
-        fail(str(exc), 2)
+    except (ConfigInvalid, ModelUnavailable) as exc:
+        fail(str(exc), 2 if isinstance(exc, ConfigInvalid) else 1)
     try:
         with console.status(f"Waiting for {worker.engine.launch.title}"):
             worker.engine.wait_ready()
@@ -59,6 +63,8 @@ def run(
             reply = asyncio.run(worker.face.handle(raw, bars))
     except ComfyUnavailable as exc:
         fail(str(exc), 1)
+    except KeyboardInterrupt:
+        fail("Interrupted. The job was taken back.", 130)
     finally:
         worker.close()
     written = list(write(reply, output))
@@ -71,6 +77,28 @@ def run(
         fail(f"The job FAILED: {json.dumps(shown, indent=2, ensure_ascii=False)}", 1)
     if not written:
         console.print(f"The job made no files. Status: {reply.get('status', 'completed')}")
+
+
+@app.command()
+def serve(
+    face: Annotated[serving.Face, typer.Option(help="Whose API: runpod or salad.")],
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen on; by default 127.0.0.1 (salad: HOST, or every one)."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port; 0 takes a free one; by default 8000 (salad: PORT, or 3000)."
+        ),
+    ] = None,
+) -> None:
+    """
+    Answer HTTP in the dialect of a platform, until told to stop.
+
+    ComfyUI is started, watched and ended as under RunPod; COMFYUI_URL uses one that runs. Settings: environment variables.
+    """
+    raise typer.Exit(serving.serve(os.environ, face, host, port))
 
 
 def read_job(path: Path) -> dict[str, Any]:

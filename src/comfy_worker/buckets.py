@@ -2,29 +2,44 @@
 Which bucket a job may use, and for what: its own under the guard of input URLs, the operator's for its own purpose only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from comfy_worker.errors import InputUnavailable, JobInvalid
-from comfy_worker.fetch import ReadS3
+from comfy_worker.fetch_file import ReadS3
 from comfy_worker.fetch_guard import Guard
-from comfy_worker.job import Bucket
+from comfy_worker.job import Bucket, HttpTarget, Target
+from comfy_worker.storage.hf import HfStore
+from comfy_worker.storage.http_put import HttpPut
 from comfy_worker.storage.s3 import Stores
-from comfy_worker.storage.store import Store
+from comfy_worker.storage.store import Store, Telling, Told
+
+Probe = Callable[[str, Callable[[], None]], None]
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Buckets:
     """
-    The buckets of one worker; `operator` is the one of its settings.
+    The buckets of one worker; `operator` is the one of its settings, `trusted` are further endpoints of the operator.
+
+    `told` hears of every file that was handed over.
     """
 
-    def __init__(self, stores: Stores, guard: Guard, operator: Bucket | None) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        guard: Guard,
+        operator: Bucket | None,
+        trusted: Collection[str | None] = (),
+        told: Told | None = None,
+    ) -> None:
         self._stores = stores
         self._guard = guard
         self._operator = operator
+        self._trusted = frozenset(trusted)
+        self._told = told
 
     def admit(self, bucket: Bucket | None) -> None:
         """
@@ -34,6 +49,8 @@ class Buckets:
             JobInvalid: its endpoint is no public address, and not the operator's own endpoint.
         """
         if bucket is None or bucket == self._operator or bucket.endpoint_url is None:
+            return
+        if bucket.endpoint_url in self._trusted:
             return
         if self._operator is not None and bucket.endpoint_url.rstrip("/") == self._operator.endpoint_url:
             return
@@ -47,11 +64,23 @@ class Buckets:
         except OSError as exc:
             raise JobInvalid("The endpoint of the job's bucket has no address.", field="s3Config") from exc
 
-    def store(self, bucket: Bucket) -> Store:
+    def store(self, bucket: Bucket | Target) -> Store:
         """
         Return the store to put files into.
         """
-        return self._stores(bucket)
+        store = self._store(bucket)
+        return store if self._told is None else Telling(store, self._told)
+
+    def _store(self, bucket: Bucket | Target) -> Store:
+        if isinstance(bucket, Bucket):
+            return self._stores(bucket)
+        return HttpPut(bucket, self._guard) if isinstance(bucket, HttpTarget) else HfStore(bucket)
+
+    def prober(self, bucket: Bucket) -> Probe:
+        """
+        Return what looks an `s3://` URL up with a job's own keys.
+        """
+        return self._stores(bucket).probe
 
     def reader(self, bucket: Bucket | None) -> ReadS3 | None:
         """

@@ -6,8 +6,9 @@ no reply is sent that the platform would drop.
 """
 
 import binascii
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -17,7 +18,7 @@ import orjson
 from comfy_worker import convert, parallel, picture
 from comfy_worker.deadline import Deadline
 from comfy_worker.errors import DeliveryFailed, ReplyTooLarge, WorkerError
-from comfy_worker.job import Artifact, Bucket, Delivery, Output
+from comfy_worker.job import Artifact, Bucket, Delivery, Output, Target
 from comfy_worker.storage import keys
 from comfy_worker.storage.store import Store
 
@@ -35,11 +36,12 @@ URL_BYTES = 1_500
 @dataclass(frozen=True, slots=True)
 class Delivered:
     """
-    The outputs in the order of the artifacts, and what did not go as asked.
+    The outputs in the order of the artifacts, what did not go as asked, and the milliseconds of converting.
     """
 
     outputs: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
+    converted_ms: float = field(default=0.0, compare=False)
 
 
 def deliver(
@@ -48,7 +50,7 @@ def deliver(
     delivery: Delivery,
     deadline: Deadline,
     *,
-    store: Callable[[Bucket], Store],
+    store: Callable[[Bucket | Target], Store],
     threads: int,
     base_size: int = 2048,
 ) -> Delivered:
@@ -60,8 +62,10 @@ def deliver(
         DeliveryFailed: a file could not be read or uploaded; `partial` holds the outputs that were handed over.
         JobCancelled, JobTimedOut: the deadline said so.
     """
+    began = time.monotonic()
     ready, warnings = _prepare(artifacts, delivery, deadline, threads)
-    bucket = delivery.bucket
+    converted_ms = (time.monotonic() - began) * 1000
+    bucket: Bucket | Target | None = delivery.bucket or delivery.target
     size = base_size + sum(inline_bytes(artifact) for artifact in ready)
     if bucket is None and delivery.limit_bytes is not None and size > delivery.limit_bytes:
         if delivery.spill is None or not any(
@@ -78,7 +82,7 @@ def deliver(
     else:
         outputs = _upload(job_id, ready, bucket, store(bucket), deadline, threads)
         _check_links(outputs, delivery.limit_bytes, base_size)
-    return Delivered(tuple(outputs), tuple(warnings))
+    return Delivered(tuple(outputs), tuple(warnings), converted_ms)
 
 
 def base64_of(content: Path | bytes, chunk_bytes: int = CHUNK_BYTES) -> str:
@@ -177,13 +181,13 @@ def _inline(artifacts: Sequence[Artifact], deadline: Deadline) -> list[Output]:
 def _upload(
     job_id: str,
     artifacts: Sequence[Artifact],
-    bucket: Bucket,
+    bucket: Bucket | Target,
     store: Store,
     deadline: Deadline,
     threads: int,
 ) -> list[Output]:
     files = [artifact for artifact in artifacts if not isinstance(artifact.content, str)]
-    names = iter(keys.plan(bucket, job_id, files))
+    names = iter(keys.plan(bucket, job_id, files) if isinstance(bucket, Bucket) else keys.names_of(files))
     check = partial(deadline.check, STAGE)
     tasks = [
         partial(

@@ -16,6 +16,8 @@ The tree of ways a job can fail. One way to fail: raise one of these.
     │   └── ReplyTooLarge  413   the files exist and do not fit into a reply
     ├── DeliveryFailed     502   the files exist and could not be handed over (retryable)
     ├── WorkerBusy         503   the queue in front of the pipeline is full (retryable)
+    ├── ModelUnavailable   503   a model could not be fetched
+    ├── DiskFull           507   the worker's disk has no room for a job (retryable)
     └── ComfyUnavailable   503   ComfyUI did not start, died, or stopped answering (retryable)
     ConfigInvalid                raised once, before anything starts; names every wrong variable
 
@@ -172,6 +174,15 @@ class WorkerBusy(WorkerError):
     retryable = True
 
 
+class ModelUnavailable(WorkerError):
+    """
+    A model could not be fetched; the text names its host and file.
+    """
+
+    code = "model_unavailable"
+    http_status = 503
+
+
 class ComfyUnavailable(WorkerError):
     """
     ComfyUI did not start, died, or stopped answering.
@@ -179,6 +190,16 @@ class ComfyUnavailable(WorkerError):
 
     code = "comfy_unavailable"
     http_status = 503
+    retryable = True
+
+
+class DiskFull(WorkerError):
+    """
+    A disk that the job would write to is almost full; details: `free_bytes`, `needed_bytes`.
+    """
+
+    code = "disk_full"
+    http_status = 507
     retryable = True
 
 

@@ -2,86 +2,51 @@
 Guarded download: a URL that a job names becomes a file, or a sentence that says why not.
 
 http, https and s3 only; where a connection may go is decided in `fetch_guard`. Bounded in size, time and redirects.
-The one place where exceptions of requests and urllib3 become ours.
+How its exceptions become ours is in `fetch_failures`.
 """
 
 import contextlib
-import hashlib
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TypeVar
 
 import requests
-from requests import exceptions as http
-from urllib3 import exceptions as wire
 
 from comfy_worker import __version__, parallel
 from comfy_worker.deadline import Deadline
-from comfy_worker.errors import InputUnavailable, JobFailed, WorkerError
+from comfy_worker.errors import InputUnavailable, WorkerError
+from comfy_worker.fetch_failures import FAILURES as FAILURES
+from comfy_worker.fetch_failures import Again, translated
+from comfy_worker.fetch_file import PASSING as PASSING
+from comfy_worker.fetch_file import STAGE, Fetched, ReadS3, from_s3, origin, saved, shared, with_query
+from comfy_worker.fetch_file import shown as shown
 from comfy_worker.fetch_guard import Guard, Line, PinnedAdapter, Resolve, checked, redirected, resolve
+from comfy_worker.job import UrlAuth
 
-STAGE = "fetching inputs"
 MOST_REDIRECTS = 5
-CHUNK_BYTES = 64 << 10
+Got = TypeVar("Got")
 PAUSES_S = (0.25, 1.0)
 """Before the second and the third attempt."""
 
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 HEADERS = {"User-Agent": f"comfy-worker/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
-
-ReadS3 = Callable[[str, Path, int, Callable[[], None]], str | None]
-"""(s3 URL, file to write, most bytes, check) -> MIME type; raises InputUnavailable. `S3Store.read` is one."""
-
-# The first row whose class fits counts. True: it may work when it is tried again.
-FAILURES: tuple[tuple[type[Exception], str, bool], ...] = (
-    (http.SSLError, "its certificate was not accepted", False),
-    (wire.SSLError, "its certificate was not accepted", False),
-    (http.ConnectTimeout, "it could not be reached in time", True),
-    (http.Timeout, "it did not answer in time", True),
-    (wire.TimeoutError, "it did not answer in time", True),
-    (http.ConnectionError, "it could not be reached", True),
-    (http.ChunkedEncodingError, "the connection broke before the end", True),
-    (wire.ProtocolError, "the connection broke before the end", True),
-    (http.ContentDecodingError, "its content could not be decoded", False),
-    (wire.DecodeError, "its content could not be decoded", False),
-    (http.RequestException, "the request failed", False),
-    (wire.HTTPError, "the request failed", False),
-    (ValueError, "it is not a valid URL", False),
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """
     One download: `field` is where the job named the URL, for messages.
+
+    `auth` goes to the origin of the URL only. `s3` and `probe` read and look up an s3 URL with keys of its own.
     """
 
     url: str
     to: Path
     field: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """
-    A file that is complete; `mime` is what the server called it, `sha256` in hex.
-    """
-
-    path: Path
-    size_bytes: int
-    mime: str | None
-    sha256: str
-
-
-class _Again(Exception):
-    """
-    A failure that may pass; its text is the reason.
-    """
+    auth: UrlAuth | None = None
+    s3: ReadS3 | None = None
+    probe: Callable[[str, Callable[[], None]], None] | None = None
 
 
 class Fetcher:
@@ -110,7 +75,15 @@ class Fetcher:
         self._verify = str(ca_bundle) if ca_bundle else True
 
     def fetch(
-        self, url: str, to: Path, deadline: Deadline, *, field: str, max_bytes: int, s3: ReadS3 | None = None
+        self,
+        url: str,
+        to: Path,
+        deadline: Deadline,
+        *,
+        field: str,
+        max_bytes: int,
+        s3: ReadS3 | None = None,
+        auth: UrlAuth | None = None,
     ) -> Fetched:
         """
         Download one URL into the file `to`, which is there only when it is complete.
@@ -121,10 +94,21 @@ class Fetcher:
             InputUnavailable: it cannot or may not be had; the text names `field` and the reason.
             JobCancelled, JobTimedOut: the deadline said so.
         """
-        item = Item(url, to, field)
+        return self.fetch_item(Item(url, to, field, auth), deadline, max_bytes=max_bytes, s3=s3)
+
+    def fetch_item(
+        self, item: Item, deadline: Deadline, *, max_bytes: int, s3: ReadS3 | None = None
+    ) -> Fetched:
+        """
+        Download one item, as `fetch`.
+
+        Raises:
+            InputUnavailable: it cannot or may not be had; the text names its field and the reason.
+            JobCancelled, JobTimedOut: the deadline said so.
+        """
         (result,) = self._run([item], deadline, max_bytes, s3)
         if isinstance(result, InputUnavailable):
-            raise InputUnavailable(_text(item, result), field=field) from result
+            raise InputUnavailable(_text(item, result), field=item.field) from result
         if isinstance(result, WorkerError):
             raise result
         return result
@@ -149,7 +133,7 @@ class Fetcher:
             elif isinstance(result, WorkerError):
                 raise result
             elif result.path != item.to:
-                _shared(result.path, item.to)
+                shared(result.path, item.to)
         return failures
 
     def _run(
@@ -158,7 +142,10 @@ class Fetcher:
         line = Line(self._guard)
         try:
             return parallel.each(
-                [partial(self._get, line, item, deadline, max_bytes, s3 or self._s3) for item in items],
+                [
+                    partial(self._get, line, item, deadline, max_bytes, item.s3 or s3 or self._s3)
+                    for item in items
+                ],
                 threads=self._threads,
                 deadline=deadline,
                 stage=STAGE,
@@ -169,11 +156,11 @@ class Fetcher:
 
     def _get(self, line: Line, item: Item, deadline: Deadline, max_bytes: int, s3: ReadS3 | None) -> Fetched:
         if item.url[:5].lower() == "s3://":
-            return _from_s3(item, deadline, max_bytes, s3)
+            return from_s3(item.url, item.to, deadline, max_bytes, s3)
         for pause_s in (*self._pauses_s, None):
             try:
                 return self._once(line, item, deadline, max_bytes)
-            except _Again as again:
+            except Again as again:
                 deadline.check(STAGE)
                 if pause_s is None:
                     raise InputUnavailable(str(again)) from again
@@ -181,112 +168,60 @@ class Fetcher:
         raise AssertionError("the last attempt returned or raised")
 
     def _once(self, line: Line, item: Item, deadline: Deadline, max_bytes: int) -> Fetched:
-        url = item.url
+        return self._asked(
+            line, "GET", item, deadline, lambda response: saved(response, item.to, max_bytes, deadline)
+        )
+
+    def _asked(
+        self, line: Line, method: str, item: Item, deadline: Deadline, use: Callable[[requests.Response], Got]
+    ) -> Got:
+        """
+        Ask for a URL, follow where it leads, and return what `use` makes of the last response.
+        """
+        url, auth = item.url, item.auth
         with contextlib.closing(PinnedAdapter(line)) as adapter:
             for _ in range(MOST_REDIRECTS + 1):
                 deadline.check(STAGE)
-                with _translated(), contextlib.closing(self._ask(adapter, url, deadline)) as response:
+                with (
+                    translated(),
+                    contextlib.closing(self._ask(adapter, method, url, auth, deadline)) as response,
+                ):
                     if not response.is_redirect:
-                        return _saved(response, item.to, max_bytes, deadline)
+                        return use(response)
                     url = redirected(response)
+                    if origin(url) != origin(item.url):
+                        auth = None
         raise InputUnavailable(f"it redirects more than {MOST_REDIRECTS} times")
 
-    def _ask(self, adapter: PinnedAdapter, url: str, deadline: Deadline) -> requests.Response:
-        request = requests.Request("GET", checked(url), HEADERS).prepare()
+    def probe(self, item: Item, deadline: Deadline) -> None:
+        """
+        Ask whether an http URL may be had with these credentials, without its content.
+
+        Raises:
+            InputUnavailable: it may not; the text is the reason only.
+            JobCancelled, JobTimedOut: the deadline said so.
+        """
+        line = Line(self._guard)
+        try:
+            status = self._asked(line, "HEAD", item, deadline, lambda response: response.status_code)
+            if status == 405:
+                status = self._asked(line, "GET", item, deadline, lambda response: response.status_code)
+        except Again as again:
+            raise InputUnavailable(str(again)) from again
+        finally:
+            line.close()
+        if not 200 <= status < 300:
+            raise InputUnavailable(f"the server answered {status}")
+
+    def _ask(
+        self, adapter: PinnedAdapter, method: str, url: str, auth: UrlAuth | None, deadline: Deadline
+    ) -> requests.Response:
+        headers = HEADERS | {name: value.get_secret_value() for name, value in (auth.headers if auth else ())}
+        request = requests.Request(method, checked(with_query(url, auth)), headers).prepare()
         connect_s, read_s = (max(0.01, min(limit, deadline.left_s)) for limit in self._timeouts_s)
         return adapter.send(request, stream=True, timeout=(connect_s, read_s), verify=self._verify)
-
-
-def shown(url: str) -> str:
-    """
-    Return a URL as it may be shown: scheme, host and path; no user, password, query or fragment.
-    """
-    try:
-        parts = urlsplit(url)
-        host = f"{parts.hostname or ''}:{parts.port}" if parts.port else parts.hostname or ""
-    except ValueError:
-        return ""
-    path = parts.path if len(parts.path) <= 200 else f"{parts.path[:200]}…"
-    return f"{parts.scheme}://{host}{path}" if host else ""
 
 
 def _text(item: Item, error: InputUnavailable) -> str:
     where = shown(item.url)
     return f"'{item.field}' could not be fetched{f' from {where}' if where else ''}: {error}"
-
-
-def _saved(response: requests.Response, to: Path, max_bytes: int, deadline: Deadline) -> Fetched:
-    if response.status_code in PASSING:
-        raise _Again(f"the server answered {response.status_code}")
-    if not 200 <= response.status_code < 300:
-        raise InputUnavailable(f"the server answered {response.status_code}")
-    announced = response.headers.get("Content-Length", "")
-    if announced.isascii() and announced.isdigit():
-        _check(int(announced), max_bytes)
-    digest, size = hashlib.sha256(), 0
-    with _part_of(to) as part, part.open("wb") as file:
-        # read1 comes back with what there is, so that a slow sender cannot hold this loop from its checks.
-        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
-            deadline.check(STAGE)
-            size += len(chunk)
-            _check(size, max_bytes)
-            digest.update(chunk)
-            file.write(chunk)
-        if not size:
-            raise InputUnavailable("the file is empty")
-    mime = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    return Fetched(to, size, mime or None, digest.hexdigest())
-
-
-def _from_s3(item: Item, deadline: Deadline, max_bytes: int, read: ReadS3 | None) -> Fetched:
-    if read is None:
-        raise InputUnavailable(
-            "an s3 URL needs a bucket: BUCKET_ENDPOINT_URL on the worker, or the job's `s3Config`"
-        )
-    with _translated(), _part_of(item.to) as part:
-        mime = read(item.url, part, max_bytes, partial(deadline.check, STAGE))
-        size = part.stat().st_size
-        if not size:
-            raise InputUnavailable("the file is empty")
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-    return Fetched(item.to, size, mime, digest.hexdigest())
-
-
-def _check(size: int, max_bytes: int) -> None:
-    if size > max_bytes:
-        raise InputUnavailable(f"it has more than {max_bytes:,} bytes, the most an input may have")
-
-
-@contextlib.contextmanager
-def _part_of(to: Path) -> Iterator[Path]:
-    """
-    Give a name beside `to`; what was written there becomes `to` when the block ends well, and is gone when not.
-    """
-    part = to.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        yield part
-        os.replace(part, to)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _shared(path: Path, to: Path) -> None:
-    try:
-        os.link(path, to)
-    except OSError:  # the file system knows no links, or the name exists
-        with _translated():
-            shutil.copyfile(path, to)
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (http.RequestException, wire.HTTPError, ValueError) as exc:
-        text, passes = next((text, passes) for kind, text, passes in FAILURES if isinstance(exc, kind))
-        raise (_Again if passes else InputUnavailable)(text) from exc
-    except OSError as exc:
-        raise JobFailed(
-            "An input could not be saved: the worker's disk is full or cannot be written to."
-        ) from exc

@@ -3,6 +3,7 @@ Pure questions to and edits of a workflow graph in API format. Nothing here chan
 """
 
 import hashlib
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import orjson
 from comfy_worker.errors import JobInvalid, WorkflowInvalid
 from comfy_worker.job import Workflow
 
+RUN_FOLDER = re.compile(r"cw-[0-9a-f]{20}")
 NAMESPACE = uuid.UUID("6f1d5b52-6f0a-5b6e-9c1b-0b9a6a8f2d31")
 SOCKET_SAVERS = frozenset({"SaveImageWebsocket"})
 NOT_JSON = (
@@ -168,6 +170,14 @@ def names_a_file(input_name: str, info: Mapping[str, Any]) -> bool:
     return any(options.get(flag) for flag in FILE_FLAGS)
 
 
+def has_choices(input_name: str, info: Mapping[str, Any]) -> bool:
+    """
+    Return whether the input is a choice from a list, as inputs that name files are.
+    """
+    type_, _ = _spec(info, input_name)
+    return isinstance(type_, list) or type_ == "COMBO"
+
+
 def is_prose(input_name: str, info: Mapping[str, Any]) -> bool:
     """
     Return whether the input is free text, in which a file's name is only a word.
@@ -267,6 +277,6 @@ def prompt_id_of(job_id: str, workflow: Workflow, attempt: int) -> str:
 
 def folder_of(prompt_id: str) -> str:
     """
-    Return the name of the output folder of one run. Never made of a caller's text.
+    Return the name of the output folder of one run, see `RUN_FOLDER`. Never made of a caller's text.
     """
     return f"cw-{prompt_id.replace('-', '')[:20]}"

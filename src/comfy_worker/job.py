@@ -14,22 +14,13 @@ from pydantic import SecretStr
 Workflow = Mapping[str, Any]
 """A graph in ComfyUI's API format: `{node_id: {"class_type": str, "inputs": {...}, "_meta"?: {"title": str}}}`."""
 
+Queueing = Callable[[str, Workflow], None]
+"""(prompt id, workflow) of a run that is about to begin. Runs on the job's thread and returns at once."""
+
+Preview = tuple[str, bytes | memoryview]
+"""MIME type and bytes of a picture of what a node is at."""
+
 Kind = Literal["image", "video", "audio", "3d", "latent", "text", "file"]
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """
-    One file the workflow reads: `data` (encoded text, still to be decoded) or `url` (http, https, s3) is set.
-
-    `name` is what the workflow calls it, `field` where the job gave it (`images[0]`), for messages.
-    """
-
-    name: str
-    field: str
-    data: str | None = None
-    url: str | None = None
-    must_be_image: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +28,8 @@ class Bucket:
     """
     Where and how objects are stored. `bucket` None is the legacy layout: the month is the first part of the path.
 
-    `expiry_s` is the life of a presigned link, 1..604800; `public_url` replaces signing by a plain URL.
+    `expiry_s` is the life of a presigned link, 1..604800; `public_url` replaces signing by a plain URL. `plain`: keys are
+    `<prefix><file name>` taken literally, and `s3://bucket/key` is handed out.
     """
 
     endpoint_url: str | None
@@ -50,6 +42,46 @@ class Bucket:
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     expiry_s: int = 604_800
     public_url: str | None = None
+    plain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UrlAuth:
+    """
+    What a download shows to prove who asks; it goes to the origin of the URL only. `bucket` has the keys for an s3 URL.
+    """
+
+    headers: tuple[tuple[str, SecretStr], ...] = ()
+    query: tuple[str, SecretStr] | None = None
+    bucket: Bucket | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """
+    One file the workflow reads: `data` (encoded text, still to be decoded) or `url` (http, https, s3) is set.
+
+    `name` is what the workflow calls it, `field` where the job gave it (`images[0]`), for messages. `folder` is set for
+    a model: the folder of ComfyUI's models that it goes to, instead of the input folder.
+    """
+
+    name: str
+    field: str
+    data: str | None = None
+    url: str | None = None
+    must_be_image: bool = False
+    auth: UrlAuth | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpTarget:
+    """
+    A web server that takes files by PUT below `url_prefix` (its query, if it has one, goes behind the file's name).
+    """
+
+    url_prefix: str
+    headers: tuple[tuple[str, SecretStr], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +96,26 @@ class Conversion:
 
 
 @dataclass(frozen=True, slots=True)
+class HfTarget:
+    """
+    A repository of Hugging Face that takes files below `directory`; `endpoint` None is the usual one.
+    """
+
+    repo: str
+    token: SecretStr
+    repo_type: Literal["model", "dataset"] = "model"
+    revision: str = "main"
+    directory: str = ""
+    endpoint: str | None = None
+
+
+Target = HttpTarget | HfTarget
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """
-    How the files are handed back. `bucket` None means inline base64, unless the size budget spills to `spill`.
+    How the files are handed back. No `bucket` and no `target` means inline base64, unless the size budget spills to `spill`.
 
     `limit_bytes` bounds the encoded reply; `strip_metadata` removes workflow and prompt from images that keep their
     format.
@@ -77,12 +126,17 @@ class Delivery:
     limit_bytes: int | None = None
     conversion: Conversion | None = None
     strip_metadata: bool = False
+    target: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """
     A request we took on, checked and translated; what a face hands to the pipeline.
+
+    `reads` has the keys for s3 URLs among the inputs, where they are not those of `delivery.bucket`. `params` are those of
+    a template, drawn seeds with them, to be told to the caller. `queueing` is told the prompt id and the workflow, its
+    inputs in place, before each run; it is no part of what makes two jobs the same.
     """
 
     id: str
@@ -96,6 +150,9 @@ class Job:
     comfy_org_api_key: SecretStr | None = None
     extra_pnginfo: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    reads: Bucket | None = None
+    queueing: Queueing | None = field(default=None, compare=False, repr=False)
+    params: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +161,7 @@ class Event:
     One step of a running job: `percent` never falls within a job, and is 100 only with the verdict.
 
     `kind` is the stage (`staging`, `queued`, `running`, `delivering`, `done`); `value` of `max` belongs to the node.
+    `preview` comes with an event that says nothing else that is new, and only where ComfyUI makes previews.
     """
 
     kind: Literal["staging", "queued", "running", "delivering", "done"]
@@ -113,6 +171,7 @@ class Event:
     title: str | None = None
     value: float | None = None
     max: float | None = None
+    preview: Preview | None = field(default=None, repr=False)
 
 
 Observer = Callable[[Event], None]
@@ -167,7 +226,7 @@ class Output:
 @dataclass(frozen=True, slots=True)
 class Timings:
     """
-    Milliseconds of each stage; `nodes` by node id, for the nodes that ran.
+    Milliseconds of each stage; `nodes` by node id, for the nodes that ran. `converted` is a part of `delivered`.
     """
 
     staged: float = 0.0
@@ -175,13 +234,14 @@ class Timings:
     executed: float = 0.0
     delivered: float = 0.0
     total: float = 0.0
+    converted: float = 0.0
     nodes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """
-    What a finished job hands back; partial success is in `warnings` and `node_errors`.
+    What a finished job hands back; partial success is in `warnings` and `node_errors`. `cached_nodes` did not run again.
     """
 
     job_id: str
@@ -192,3 +252,4 @@ class Result:
     timings: Timings = Timings()
     only_temp: bool = False
     dry_run: bool = False
+    cached_nodes: int = 0

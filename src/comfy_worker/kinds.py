@@ -19,6 +19,7 @@ BY_EXTENSION: Mapping[str, tuple[str, Kind]] = {
     "jpeg": ("image/jpeg", "image"),
     "webp": ("image/webp", "image"),
     "avif": ("image/avif", "image"),
+    "heic": ("image/heic", "image"),
     "gif": ("image/gif", "image"),
     "bmp": ("image/bmp", "image"),
     "tif": ("image/tiff", "image"),
@@ -99,6 +100,12 @@ _BY_START: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "pdf"),
     (b"PK\x03\x04", "zip"),
     (b"\x1f\x8b", "gz"),
+    (b"\xff\xfb", "mp3"),
+    (b"\xff\xf3", "mp3"),
+    (b"\xff\xf2", "mp3"),
+    (b"\x00\x00\x01\x00", "ico"),
+    (b"BM", "bmp"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
 )
 _BY_RIFF = {b"WEBP": "webp", b"WAVE": "wav", b"AVI ": "avi"}
 _BY_FAMILY: Mapping[str, Kind] = {
@@ -108,7 +115,16 @@ _BY_FAMILY: Mapping[str, Kind] = {
     "model": "3d",
     "text": "file",
 }
-_BY_BRAND = {b"avif": "avif", b"avis": "avif", b"qt  ": "mov", b"M4A ": "m4a", b"M4V ": "m4v"}
+_BY_BRAND = {
+    b"avif": "avif",
+    b"avis": "avif",
+    b"heic": "heic",
+    b"heix": "heic",
+    b"mif1": "heic",
+    b"qt  ": "mov",
+    b"M4A ": "m4a",
+    b"M4V ": "m4v",
+}
 
 
 def extension(filename: str) -> str:
@@ -139,6 +155,13 @@ def by_bytes(head: bytes) -> tuple[str, Kind]:
     """
     name = _magic(head)
     return BY_EXTENSION[name] if name else UNKNOWN
+
+
+def extension_by_bytes(head: bytes) -> str | None:
+    """
+    Return the extension of a file by its first `HEAD_BYTES` bytes, without its dot, or None.
+    """
+    return _magic(head)
 
 
 def extension_of(mime: str) -> str | None:

@@ -22,6 +22,18 @@ from comfy_worker.errors import (
 MEMORY = re.compile(
     r"OutOfMemory|out of memory|not enough memory|can't allocate memory|Allocation on device", re.I
 )
+BROKEN_MODEL = re.compile(
+    r"SafetensorError|Error while deserializing header|UnpicklingError|PytorchStreamReader|failed finding central directory"
+)
+WRONG_MODEL = re.compile(r"Could not detect model type of")
+ADVICE = (
+    (BROKEN_MODEL, "The model file that this node loads is broken or incomplete: download it again."),
+    (
+        WRONG_MODEL,
+        "The model file is of a kind that this node cannot load: use the loader that fits it, or another file.",
+    ),
+)
+"""What a message of a node means, where its own words do not say it (ComfyUI 0.27.0 with safetensors and torch)."""
 
 
 def failure_of(prompt_id: str, finished: Finished, collected: Collected) -> JobFailed | DeliveryFailed | None:
@@ -54,8 +66,23 @@ def failure_of(prompt_id: str, finished: Finished, collected: Collected) -> JobF
     return None
 
 
+def ran_out_of_memory(finished: Finished) -> bool:
+    """
+    Return whether a node failed for want of memory, the GPU's or the machine's.
+    """
+    error = finished.verdict.error
+    return error is not None and MEMORY.search(_said(error)) is not None
+
+
+def _said(error: NodeError) -> str:
+    return f"{error.exception_type} {error.message}"
+
+
 def _node_failure(error: NodeError) -> NodeFailed | OutOfMemory:
     message = without_paths(error.message)
     text = f"Workflow execution error: Node Type: {error.class_type}, Node ID: {error.node_id}, Message: {message}"
-    kind = OutOfMemory if MEMORY.search(f"{error.exception_type} {error.message}") else NodeFailed
+    advice = next((advice for pattern, advice in ADVICE if pattern.search(_said(error))), None)
+    if advice is not None:
+        text = f"{text.rstrip()}\n{advice}"
+    kind = OutOfMemory if MEMORY.search(_said(error)) else NodeFailed
     return kind(text, node_id=error.node_id, class_type=error.class_type, exception_type=error.exception_type)

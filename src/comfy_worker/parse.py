@@ -17,11 +17,14 @@ from comfy_worker.comfy.cached import is_cached
 from comfy_worker.errors import JobInvalid
 from comfy_worker.job import Bucket, Conversion, Delivery, InputFile, Job
 from comfy_worker.parse_bucket import own_bucket
+from comfy_worker.templates import Built, Templates
 
 IMAGES_TEXT = "'images' must be a list of objects with 'name' and 'image' keys"
 FILES_TEXT = "'files' must be a list of objects with 'name' and 'data' or 'url' keys"
 KNOWN_KEYS = (
     "workflow",
+    "template",
+    "params",
     "images",
     "files",
     "comfy_org_api_key",
@@ -37,6 +40,10 @@ KNOWN_KEYS = (
     "s3Config",
 )
 NAME_LIMIT = 200
+NO_TEMPLATES = Templates({})
+UNNAMED_JOB = "local"
+"""The id of a job that came without one: its seeds are drawn anew each time."""
+
 TYPO_KEYS = 100
 
 
@@ -53,6 +60,7 @@ class Rules:
     comfy_org_api_key: SecretStr | None = None
     bucket: Bucket | None = None
     limit_bytes: int = 10_000_000
+    templates: Templates = NO_TEMPLATES
 
 
 def parse(job_id: str, raw: Any, rules: Rules, *, s3_config: Any = None) -> Job:
@@ -63,11 +71,10 @@ def parse(job_id: str, raw: Any, rules: Rules, *, s3_config: Any = None) -> Job:
         JobInvalid: a field is missing or wrong; its text names the field.
     """
     data = _object(raw)
-    if data.get("workflow") is None:
-        _refuse("Missing 'workflow' parameter", "workflow")
-    inputs = (*_images(data.get("images")), *_files(data.get("files")))
+    built = _built(job_id, data, rules.templates)
+    inputs = (*_images(data.get("images")), *_files(data.get("files")), *built.inputs)
     _refuse_twins(inputs)
-    workflow = graph.check_shape(data["workflow"])
+    workflow = graph.check_shape(built.workflow)
     flag = _flags(data)
     conversion = _conversion(data.get("convert_output"))
     own = own_bucket(data, s3_config)
@@ -88,7 +95,8 @@ def parse(job_id: str, raw: Any, rules: Rules, *, s3_config: Any = None) -> Job:
         include_temp=flag("include_temp", False),
         comfy_org_api_key=_api_key(data) or rules.comfy_org_api_key,
         extra_pnginfo=_pnginfo(data.get("extra_pnginfo")),
-        warnings=tuple(_typos(data)),
+        warnings=(*_typos(data), *built.warnings),
+        params=built.echo if data.get("template") is not None else None,
     )
 
 
@@ -107,6 +115,23 @@ def _object(raw: Any) -> dict[str, Any]:
     if not isinstance(raw, dict):
         _refuse(f"'input' must be an object with a 'workflow' key, not {graph.kind_of(raw)}", "input")
     return raw
+
+
+def _built(job_id: str, data: Mapping[str, Any], templates: Templates) -> Built:
+    """
+    Return the workflow that a job brings, or the one its template makes.
+    """
+    if data.get("template") is None:
+        if data.get("workflow") is None:
+            _refuse("Missing 'workflow' parameter", "workflow")
+        strange = (
+            ("'params' was ignored: it belongs to a 'template'.",) if data.get("params") is not None else ()
+        )
+        return Built(data["workflow"], (), {}, {}, strange)
+    if data.get("workflow") is not None:
+        _refuse("'workflow' and 'template' cannot both be given: a template is a workflow", "template")
+    seed_of = None if job_id == UNNAMED_JOB else job_id
+    return templates.get(data["template"]).build(data.get("params"), seed_of=seed_of)
 
 
 def _images(raw: Any) -> Iterator[InputFile]:

@@ -134,6 +134,7 @@ def secrets_of(raw: Any, envelope: Mapping[str, Any]) -> Iterator[str]:
             raw[key] for key in ("comfy_org_api_key", "api_key_comfy_org") if isinstance(raw.get(key), str)
         )
         yield from _secrets_of_nodes(raw.get("workflow"))
+        yield from _secrets_of_nodes({"params": {"inputs": raw.get("params")}})
     for source in sources:
         if isinstance(source, dict):
             yield from (source[name] for name in SECRET_KEYS if isinstance(source.get(name), str))

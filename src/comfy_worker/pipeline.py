@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -89,7 +89,8 @@ class Trip:
 class Pipeline:
     """
     Runs jobs on one ComfyUI. `ready(deadline, sure)` waits until it answers (`sure`: ask, however it looks), `admit` judges a
-    job's bucket; `may_be_known` says that ComfyUI may know prompts that this process did not post.
+    job's bucket; `may_be_known` says that ComfyUI may know prompts that this process did not post; `oom_retry` runs a job
+    once more that ran out of memory.
     """
 
     stager: Stager
@@ -102,6 +103,7 @@ class Pipeline:
     keep_outputs: bool = False
     fail_on_node_error: bool = True
     may_be_known: bool = True
+    oom_retry: bool = False
 
     def run(self, job: Job, deadline: Deadline, observe: Observer = ignore) -> Result:
         """
@@ -110,7 +112,12 @@ class Pipeline:
         Raises:
             WorkerError: one of the tree; `partial` holds a `Result` when files were finished before the failure.
         """
-        self.admit(job.delivery.bucket)
+        for bucket in {
+            job.delivery.bucket,
+            job.reads,
+            *(file.auth.bucket for file in job.inputs if file.auth),
+        }:
+            self.admit(bucket)
         self.ready(deadline, False)
         try:
             return self._run(job, deadline, observe)
@@ -142,13 +149,26 @@ class Pipeline:
                 ran = self._execute(trip, staged, prompt_id)
                 if ran.finished.reused and not (ran.succeeded and ran.complete):
                     continue  # over before, and of no use: a failed job that is sent again runs again
-                if ran.complete or not ran.succeeded or reruns == RERUNS:
+                reason = self._why_again(ran)
+                if reason is None or reruns == RERUNS:
                     yield ran
                     return
                 reruns += 1
-                logger.warning("Some outputs of prompt %s are gone; the workflow runs once more.", prompt_id)
+                logger.warning("%s (prompt %s); the workflow runs once more.", reason, prompt_id)
             finally:
                 self._tidy(prompt_id)
+
+    def _why_again(self, ran: Ran) -> str | None:
+        """
+        Return why a run does not count, None when it does. After a lack of memory ComfyUI is told to free what it holds.
+        """
+        if ran.succeeded:
+            return None if ran.complete else "Some outputs are gone"
+        if not outcome.ran_out_of_memory(ran.finished):
+            return None
+        with suppress(ComfyUnavailable):
+            self.client.free()  # unloads the models, so that at least the next job has memory
+        return "The memory was too small for a node" if self.oom_retry else None
 
     def _execute(self, trip: Trip, staged: Staged, prompt_id: str) -> Ran:
         job, folder = trip.job, graph.folder_of(prompt_id)
@@ -161,6 +181,8 @@ class Pipeline:
             job.extra_pnginfo,
             may_be_known=self.may_be_known,
         )
+        if job.queueing is not None:
+            job.queueing(prompt_id, staged.workflow)
         began = time.monotonic()
         finished = self.prompts.run(
             order, trip.deadline, trip.observe, lambda: trip.watch.add("queued", began)
@@ -199,9 +221,11 @@ class Pipeline:
     def _hand_over(self, trip: Trip, ran: Ran) -> tuple[Delivered, WorkerError | None]:
         with trip.watch.measure("delivered"):
             try:
-                return self.deliver(
+                delivered = self.deliver(
                     trip.job.id, ran.collected.artifacts, trip.job.delivery, trip.deadline
-                ), None
+                )
+                trip.watch.spent["converted"] = delivered.converted_ms
+                return delivered, None
             except WorkerError as exc:
                 outputs = exc.partial if isinstance(exc.partial, tuple) else ()
                 return Delivered(tuple(item for item in outputs if isinstance(item, Output))), exc
@@ -223,6 +247,7 @@ class Pipeline:
             warnings,
             refusals.shareable(finished.node_errors, trip.job.workflow),
             trip.watch.timings(finished.node_ms or {}),
+            cached_nodes=len(finished.verdict.cached),
         )
 
     def _checked(self, trip: Trip, staged: Staged) -> Result:

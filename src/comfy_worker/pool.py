@@ -107,6 +107,21 @@ class Pool:
         with self._lock:
             return len(self._queue) + len(self._running)
 
+    @property
+    def waiting(self) -> int:
+        """
+        How many jobs wait for a thread.
+        """
+        with self._lock:
+            return len(self._queue)
+
+    def position(self, job_id: str) -> int | None:
+        """
+        Return how many jobs are before this one in the queue, None when it does not wait.
+        """
+        with self._lock:
+            return next((place for place, entry in enumerate(self._queue) if entry.job.id == job_id), None)
+
     def close(self, timeout_s: float) -> None:
         """
         Take no more jobs, cancel those that wait, give the running ones `timeout_s`, then cancel those too.
@@ -150,12 +165,22 @@ class Pool:
             entry.deadline.cancel()
 
     def _work(self) -> None:
-        while (entry := self._next()) is not None:
-            token = log.current_job.set(entry.job.id)
-            try:
-                self._finish(entry)
-            finally:
-                log.current_job.reset(token)
+        while self._work_on_one():
+            continue
+
+    def _work_on_one(self) -> bool:
+        """
+        Run the next job; return whether there was one. In a function of its own: an idle thread must hold no job.
+        """
+        entry = self._next()
+        if entry is None:
+            return False
+        token = log.current_job.set(entry.job.id)
+        try:
+            self._finish(entry)
+        finally:
+            log.current_job.reset(token)
+        return True
 
     def _next(self) -> _Entry | None:
         """

@@ -5,121 +5,34 @@ Entry points call `load`; everything below is given the values it needs. docs/re
 this table and a test compares the two.
 """
 
-import math
 import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from comfy_worker.errors import ConfigInvalid
-
-TRUE = frozenset({"1", "true", "yes", "on"})
-FALSE = frozenset({"0", "false", "no", "off"})
-OWN_FLAGS = frozenset(
-    {"--port", "--listen", "--base-directory", "--input-directory", "--output-directory", "--temp-directory"}
+from comfy_worker.settings_parsers import (
+    Parser,
+    address,
+    arguments,
+    boolean,
+    cached_models,
+    choice,
+    folder,
+    folders,
+    http_url,
+    level,
+    metadata,
+    number,
+    origins,
+    receiver,
+    several,
 )
 
 ACCOUNT = ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "NAME")
-
-Parser = Callable[[str], Any]
-
-
-def boolean(text: str) -> bool:
-    """
-    Read true, 1, yes, on and their opposites, in any case.
-    """
-    word = text.strip().lower()
-    if word not in TRUE | FALSE:
-        raise ValueError("true or false (also 1/0, yes/no, on/off)")
-    return word in TRUE
-
-
-def number(low: float, high: float = float("inf"), *, whole: bool = False) -> Parser:
-    """
-    Make a parser of numbers within `low`..`high`.
-    """
-    wanted = f"{'a whole number' if whole else 'a number'} from {low:g}" + (
-        f" to {high:g}" if high < 1e18 else ""
-    )
-
-    def parse(text: str) -> float:
-        try:
-            value: float = int(text) if whole else float(text)
-        except ValueError:
-            raise ValueError(wanted) from None
-        if not (low <= value <= high and math.isfinite(value)):
-            raise ValueError(wanted)
-        return value
-
-    return parse
-
-
-def choice(*names: str) -> Parser:
-    """
-    Make a parser of one of `names`, in any case; the spelling given here is returned.
-    """
-    by_word = {name.lower(): name for name in names}
-
-    def parse(text: str) -> str:
-        try:
-            return by_word[text.strip().lower()]
-        except KeyError:
-            raise ValueError(f"one of {', '.join(names)}") from None
-
-    return parse
-
-
-def http_url(text: str) -> str:
-    """
-    Read an http(s) URL with a host and without user or query; a trailing slash is dropped.
-    """
-    problem = "an http(s) URL with a host, without user, password or query"
-    try:
-        parts = urlsplit(text.strip())
-        usable = (
-            parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
-        )
-    except ValueError:
-        usable = None
-    if not usable or "@" in parts.netloc or re.search(r"[\s?#\\]", text.strip()):
-        raise ValueError(problem)
-    return text.strip().rstrip("/")
-
-
-def address(text: str) -> str:
-    """
-    Read `host:port` or an http(s) URL as the URL of a ComfyUI.
-    """
-    return http_url(text if "://" in text else f"http://{text}")
-
-
-def arguments(text: str) -> tuple[str, ...]:
-    """
-    Split extra ComfyUI arguments as a shell would; flags that the worker itself sets are refused.
-    """
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as exc:
-        raise ValueError(f"arguments a shell could split ({exc})") from None
-    for word in words:
-        if word.split("=")[0] in OWN_FLAGS:
-            raise ValueError(f"arguments without {word.split('=')[0]}, which the worker sets itself")
-    return words
-
-
-def folder(text: str) -> Path:
-    """
-    Read a path; `~` is the home folder.
-    """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise ValueError("a path whose `~` is a known home folder") from None
 
 
 def setting(
@@ -138,6 +51,11 @@ def setting(
     return field(default=default, metadata=meta)
 
 
+SYSTEM_EVENTS = (
+    *("status", "progress", "progress_state", "executing", "execution_start", "execution_cached", "executed"),
+    *("execution_success", "execution_interrupted", "execution_error"),
+    *("file_downloaded", "file_uploaded", "file_deleted"),
+)
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 MEGABYTE = 1_000_000
 DAY_S = 86_400.0
@@ -151,19 +69,20 @@ class Settings:
 
     # fmt: off
     comfyui_url: str | None = setting(None, "Address of a running ComfyUI (`http://host:port` or `host:port`); the worker then starts none and moves files over HTTP.", address, group="ComfyUI", names=("COMFYUI_URL", "COMFY_HOST"))
-    comfyui_path: Path | None = setting(None, "Folder of the ComfyUI that the worker starts (the one with `main.py`).", folder, group="ComfyUI")
+    comfyui_path: Path | None = setting(None, "Folder of the ComfyUI that the worker starts (the one with `main.py`).", folder, group="ComfyUI", names=("COMFYUI_PATH", "COMFY_HOME"))
     comfyui_python: Path | None = setting(None, "Python that runs ComfyUI; by default a virtual environment inside its folder, else the worker's own.", folder, group="ComfyUI")
     comfyui_args: tuple[str, ...] = setting((), "Extra arguments for ComfyUI, split as a shell does, for example `--cpu`.", arguments, group="ComfyUI")
-    comfy_port: int = setting(8188, "Port for the ComfyUI that the worker starts, on 127.0.0.1; 0 takes a free one.", number(0, 65535, whole=True), group="ComfyUI")
+    comfy_port: int = setting(8188, "Port for the ComfyUI that the worker starts, on 127.0.0.1; 0 takes a free one.", number(0, 65535, whole=True), group="ComfyUI", names=("COMFY_PORT", "COMFYUI_PORT_HOST"))
     comfy_log_level: str = setting("INFO", "How much ComfyUI logs: DEBUG, INFO, WARNING, ERROR or CRITICAL.", choice(*LEVELS), group="ComfyUI")
     comfy_boot_timeout_s: float = setting(600.0, "Seconds ComfyUI may take to answer after its start, while its process lives.", number(1), group="ComfyUI")
     comfy_api_available_interval_ms: int = setting(50, "Milliseconds between two looks whether ComfyUI answers yet.", number(1, 60_000, whole=True), group="ComfyUI")
     comfy_api_available_max_retries: int = setting(0, "How often to look for a ComfyUI at COMFYUI_URL before giving up; 0 looks 500 times.", number(0, 1e9, whole=True), group="ComfyUI")
-    comfy_restart_delay: float = setting(5.0, "Seconds before a dead ComfyUI is started again.", number(0, 3600), group="ComfyUI")
-    comfy_max_rapid_restarts: int = setting(5, "After so many deaths within COMFY_RAPID_RESTART_WINDOW the worker gives up.", number(1, 1000, whole=True), group="ComfyUI")
-    comfy_rapid_restart_window: float = setting(60.0, "Seconds in which COMFY_MAX_RAPID_RESTARTS are counted.", number(1), group="ComfyUI")
-    comfy_input_dir: Path | None = setting(None, "ComfyUI's input folder, when the ComfyUI at COMFYUI_URL shares this disk; set together with COMFY_OUTPUT_DIR.", folder, group="ComfyUI")
-    comfy_output_dir: Path | None = setting(None, "ComfyUI's output folder, when the ComfyUI at COMFYUI_URL shares this disk.", folder, group="ComfyUI")
+    comfy_restart_delay: float = setting(5.0, "Seconds before a dead ComfyUI is started again; twice as long after each further rapid death, up to 60.", number(0, 3600), group="ComfyUI")
+    comfy_max_rapid_restarts: int = setting(5, "After so many rapid deaths in a row the worker gives up.", number(1, 1000, whole=True), group="ComfyUI")
+    comfy_rapid_restart_window: float = setting(60.0, "A death is rapid when ComfyUI lived for fewer seconds than this, or had not answered yet.", number(1), group="ComfyUI")
+    gpu_check: bool = setting(True, "Look at the GPU and its driver while ComfyUI boots, for the log and for a better reason when ComfyUI dies; costs the boot nothing.", boolean, group="ComfyUI")
+    comfy_input_dir: Path | None = setting(None, "ComfyUI's input folder, when the ComfyUI at COMFYUI_URL shares this disk; set together with COMFY_OUTPUT_DIR.", folder, group="ComfyUI", names=("COMFY_INPUT_DIR", "INPUT_DIR"))
+    comfy_output_dir: Path | None = setting(None, "ComfyUI's output folder, when the ComfyUI at COMFYUI_URL shares this disk.", folder, group="ComfyUI", names=("COMFY_OUTPUT_DIR", "OUTPUT_DIR"))
     comfy_org_api_key: SecretStr | None = setting(None, "Key for ComfyUI's API nodes; a job's own key wins.", SecretStr, group="ComfyUI", secret=True)
     websocket_reconnect_attempts: int = setting(5, "How often in a row a lost websocket is opened again while a job waits; the job itself goes on by polling.", number(0, 1e6, whole=True), group="ComfyUI")
     websocket_reconnect_delay_s: float = setting(3.0, "Seconds between two attempts to open the websocket.", number(0, 3600), group="ComfyUI")
@@ -180,11 +99,38 @@ class Settings:
     reply_limit_mb: float = setting(10.0, "Largest reply in megabytes (1,000,000 bytes) to a `/run` job; RunPod drops a larger one.", number(0.01, 100_000), group="Jobs")
     reply_limit_sync_mb: float = setting(20.0, "The same for a `/runsync` job (its id starts with `sync-`).", number(0.01, 100_000), group="Jobs")
 
+    warmup_workflow: str | None = setting(None, "Workflow that runs before the first job is taken: a file's path, the JSON itself, or a URL. A whole job (`{\"input\": ...}`) works too.", group="Worker", secret=True, names=("WARMUP_WORKFLOW", "WARMUP_PROMPT_FILE", "WARMUP_PROMPT_URL"))
+    warmup_required: bool = setting(False, "End the worker with exit code 1 when the warm-up fails, instead of taking jobs all the same.", boolean, group="Worker")
+    shutdown_grace_s: float = setting(30.0, "Seconds a running job may take to finish after the worker was told to stop (SIGTERM); then it is cancelled. Keep it some seconds below what the platform allows.", number(0, DAY_S), group="Worker")
+    oom_retry: bool = setting(False, "Run a job that ran out of memory once more, after ComfyUI freed its memory.", boolean, group="Worker")
+    min_free_disk_mb: float = setting(500.0, "With fewer megabytes free on a disk that jobs write to, the worker removes what it can spare, then refuses the job (`disk_full`) and asks to be recycled; 0 turns it off.", number(0), group="Worker")
+    min_free_memory_mb: float = setting(500.0, "With fewer megabytes of memory (RAM) available after a job, ComfyUI is told to free its own; when that does not help, the worker asks to be recycled. 0 turns it off.", number(0), group="Worker")
+    orphan_age_s: float = setting(DAY_S, "At its start the worker removes what jobs of a crashed worker left, once it is so many seconds old; keep it above the longest job. 0 leaves everything.", number(0), group="Worker")
+
     input_max_mb: float = setting(2048.0, "Largest input file in megabytes, fetched or decoded.", number(0.001), group="Inputs")
     input_threads: int = setting(8, "Input files fetched at once, per job.", number(1, 64, whole=True), group="Inputs")
     input_cache_mb: float = setting(4096.0, "Megabytes of unused input files kept in ComfyUI's input folder.", number(0), group="Inputs")
     input_cache_age_s: float = setting(86_400.0, "Seconds after which an unused input file is removed.", number(0), group="Inputs")
     allow_private_urls: bool = setting(False, "Let jobs fetch inputs from private, loopback and link-local addresses; only for a trusted network.", boolean, group="Inputs")
+
+    models_manifest: str | None = setting(None, "Models to have before the first job: a variant's name, a manifest's path or URL, or the manifest itself (TOML).", group="Models")
+    model_dir: Path | None = setting(None, "Where models are put, and ComfyUI reads them: those of MODELS_MANIFEST (by default into `models` on the first volume, else into ComfyUI's own folder), and links to those that a job names by URL (by default into ComfyUI's own folder).", folder, group="Models")
+    models_threads: int = setting(4, "Model files fetched at once.", number(1, 32, whole=True), group="Models")
+    models_timeout_s: float = setting(3600.0, "Seconds the models may take at the start; what came is kept for the next start.", number(1), group="Models")
+    hf_token: SecretStr | None = setting(None, "Token for Hugging Face, sent to that host only; needed for gated and private models.", SecretStr, group="Models", names=("HF_TOKEN", "HUGGINGFACE_ACCESS_TOKEN", "HUGGING_FACE_HUB_TOKEN"), secret=True)
+    hf_endpoint: str | None = setting(None, "Base URL instead of huggingface.co, for a mirror; it is given HF_TOKEN in its place.", http_url, group="Models")
+    civitai_token: SecretStr | None = setting(None, "Token for Civitai, sent to civitai.com only.", SecretStr, group="Models", secret=True)
+    volume_roots: tuple[Path, ...] = setting((Path("/runpod-volume"), Path("/workspace")), "Folders where volumes may be mounted, with `:` between them; ComfyUI reads `models` and `ComfyUI/models` on those that are there.", folders, group="Models")
+    volume_custom_nodes: bool = setting(False, "Let ComfyUI load `custom_nodes` of the volumes, which is code; their packages are not installed.", boolean, group="Models")
+    cached_models: tuple[str, ...] = setting((), "Files of Hugging Face models that RunPod has cached, for ComfyUI to find: `owner/name[@revision]:path -> category[/name]`, with commas or new lines between.", cached_models, group="Models")
+    network_volume_debug: bool = setting(False, "Once ComfyUI answers, log what lies on the volumes and what ComfyUI sees of it.", boolean, group="Models")
+
+    cache_dir: Path | None = setting(None, "Folder that keeps files of URLs between jobs, named by the hash of the URL; `serve --face salad` takes `~/.cache/comfyui-api` by default.", folder, group="Inputs")
+    lru_cache_size_gb: float = setting(0.0, "GiB that CACHE_DIR may hold; the files unused for longest are removed. 0 keeps everything.", number(0), group="Inputs")
+    http_trusted_origins: tuple[str, ...] = setting((), "Origins (`https://host:port`, commas between them) that inputs, uploads and buckets of jobs may use although their addresses are private.", origins, group="Inputs")
+    http_auth_header_name: str | None = setting(None, "Header that goes with requests to HTTP_AUTH_ALLOWED_ORIGINS (Salad face).", group="Inputs")
+    http_auth_header_value: SecretStr | None = setting(None, "The value of that header.", SecretStr, group="Inputs", secret=True)
+    http_auth_allowed_origins: tuple[str, ...] = setting((), "Origins that get that header, with commas between them.", origins, group="Inputs")
 
     bucket_endpoint_url: str | None = setting(None, "S3 endpoint; setting it switches the output to URLs.", http_url, group="Storage", names=("BUCKET_ENDPOINT_URL", "S3_ENDPOINT_URL"))
     bucket_access_key_id: str | None = setting(None, "Access key of the bucket.", group="Storage", names=("BUCKET_ACCESS_KEY_ID", "S3_ACCESS_KEY_ID"), secret=True)
@@ -195,7 +141,27 @@ class Settings:
     bucket_addressing_style: Literal["auto", "path", "virtual"] | None = setting(None, "`path`, `virtual` or `auto`; by default path without BUCKET_NAME and auto with it.", choice("auto", "path", "virtual"), group="Storage")
     bucket_url_expiry_s: int = setting(604_800, "Life of a presigned link in seconds.", number(1, 604_800, whole=True), group="Storage")
     bucket_public_url: str | None = setting(None, "Base of plain public URLs, instead of presigned ones.", http_url, group="Storage")
+    aws_region: str | None = setting(None, "Region of the Salad face's `s3` block and s3 URLs; setting it switches both on.", group="Storage", names=("AWS_REGION", "AWS_DEFAULT_REGION"))
+    aws_access_key_id: str | None = setting(None, "Access key for them; without it boto3 looks for the machine's own.", group="Storage", secret=True)
+    aws_secret_access_key: SecretStr | None = setting(None, "Secret key for them.", SecretStr, group="Storage", secret=True)
+    aws_session_token: SecretStr | None = setting(None, "Session token for them.", SecretStr, group="Storage", secret=True)
+    aws_endpoint_url: str | None = setting(None, "Endpoint of a store that is not AWS, for them.", http_url, group="Storage")
     upload_threads: int = setting(4, "Output files uploaded at once, per job.", number(1, 64, whole=True), group="Storage")
+
+    max_body_size_mb: float = setting(100.0, "Largest body of a request to the Salad face, in megabytes.", number(0.001), group="HTTP server")
+    max_queue_depth: int = setting(0, "With so many jobs running or waiting, `/ready` of the Salad face says 503; 0 is no limit.", number(0, 1e9, whole=True), group="HTTP server")
+    prepend_filenames: bool = setting(True, "Files of the Salad face are called `<id>_<prefix>_00001_.png`; false leaves the prefix out.", boolean, group="HTTP server")
+    system_meta: tuple[tuple[str, str], ...] = setting((), "`metadata` of every system event: the variables that begin so, and the `SALAD_*` ones of the platform.", group="Webhooks", names=("SYSTEM_META_*",))
+    queue_limit: int = setting(1000, "Jobs that may wait in front of the pipeline; more are answered with 503.", number(1, 1_000_000, whole=True), group="HTTP server")
+    server_api_key: SecretStr | None = setting(None, "Key that clients of `comfy-worker serve` must send as `Authorization: Bearer <key>`; without it everybody may.", SecretStr, group="HTTP server", secret=True)
+    serve_api_locally: bool = setting(False, "Let `handler.py` serve RunPod's HTTP API on this machine instead of taking jobs (as `--rp_serve_api` does).", boolean, group="HTTP server")
+
+    workflow_dir: Path = setting(Path("/workflows"), "Folder of your own templates (YAML with JSON, or Python, which is run); one that is not there is empty.", folder, group="Templates")
+
+    webhook_secret: SecretStr = setting(SecretStr(""), "Secret that webhooks are signed with, base64 with or without `whsec_` before it; without it they are signed with an empty key.", SecretStr, group="Webhooks", secret=True)
+    prompt_webhook_retries: int = setting(3, "How often a webhook is tried in all.", number(1, 1000, whole=True), group="Webhooks")
+    system_webhook_url: str | None = setting(None, "Receiver of system events; it may have a private address.", receiver, group="Webhooks")
+    system_webhook_events: frozenset[str] = setting(frozenset(), "System events to send: `all`, or names with commas between them.", several(*SYSTEM_EVENTS), group="Webhooks")
 
     refresh_worker: bool = setting(False, "Recycle the worker after each job.", boolean, group="RunPod")
     progress_updates: bool = setting(True, "Send progress to `/status`, at most once a second.", boolean, group="RunPod")
@@ -205,7 +171,7 @@ class Settings:
     runpod_pod_id: str | None = setting(None, "Set by RunPod: the id of this worker.", group="RunPod")
     runpod_ai_api_key: SecretStr | None = setting(None, "Set by RunPod: the worker's key for the job API.", SecretStr, group="RunPod", secret=True)
 
-    log_level: str = setting("INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL.", choice(*LEVELS), group="Log")
+    log_level: str = setting("INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL (also trace, warn, fatal).", level, group="Log")
     log_format: Literal["auto", "json", "text"] = setting("auto", "`json`, `text`, or `auto`: JSON on RunPod, text elsewhere.", choice("auto", "json", "text"), group="Log")
     # fmt: on
 
@@ -239,6 +205,9 @@ def load(environ: Mapping[str, str]) -> Settings:
     if any(f"BUCKET_{name}" in given for name in ACCOUNT):
         # Two families of names, two accounts: one never fills the gaps of the other.
         given = {name: text for name, text in given.items() if not name.startswith("S3_")}
+    if not {"INPUT_DIR", "OUTPUT_DIR"} <= set(given):
+        # Names that other programs use as well; one alone is not meant for us.
+        given = {name: text for name, text in given.items() if name not in {"INPUT_DIR", "OUTPUT_DIR"}}
     for entry in fields(Settings):
         name = next((name for name in names_of(entry) if name in given), None)
         if name is None:
@@ -250,6 +219,7 @@ def load(environ: Mapping[str, str]) -> Settings:
             is_open = not entry.metadata["secret"] and not re.search(r"[@?]", environ[name])
             shown = repr(environ[name]) if is_open else "its value"
             problems.append(f"{name} must be {exc}, not {shown}")
+    values["system_meta"] = metadata(environ)
     problems.extend(contradictions(values))
     if problems:
         raise ConfigInvalid(problems)

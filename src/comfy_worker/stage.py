@@ -7,23 +7,30 @@ name cannot be mixed up. The references in the workflow follow. A name that no n
 
 import base64
 import binascii
-import shutil
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comfy_worker import graph, picture
+from comfy_worker import graph, parallel, picture
+from comfy_worker.buckets import Probe
+from comfy_worker.cache import UrlCache
 from comfy_worker.comfy.cached import cached_name
 from comfy_worker.comfy.files import ComfyFiles
 from comfy_worker.deadline import Deadline
-from comfy_worker.errors import InputUnavailable, JobFailed
-from comfy_worker.fetch import Fetcher, Item, ReadS3
+from comfy_worker.errors import InputUnavailable, WorkerError
+from comfy_worker.fetch import Fetcher, Item
+from comfy_worker.fetch_file import ReadS3
+from comfy_worker.holding import Held, PlainNames, copied, saving
 from comfy_worker.job import Bucket, InputFile, Job
+from comfy_worker.model_files import ModelFiles
 
 FAILED_TEXT = "Failed to upload one or more input images"
+NO_MODELS = "this worker takes no models from URLs: it does not know ComfyUI's models folder (MODEL_DIR)"
+MODEL_MAX_BYTES = 1 << 50
+MODELS_AT_ONCE = 4
 WHITESPACE = {ord(char): None for char in " \t\r\n\f\v"}
 
 
@@ -37,9 +44,24 @@ class Staged:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """
+    What is kept beyond one job: files of URLs and ComfyUI's models; and how s3 URLs are looked up, read and allowed.
+    """
+
+    cache: UrlCache
+    models: ModelFiles | None
+    prober: Callable[[Bucket], Probe]
+    reader: Callable[[Bucket | None], ReadS3 | None]
+    admit: Callable[[Bucket | None], None]
+
+
 class Stager:
     """
     Stages jobs. `info` gives a class's /object_info entry, `reader` what reads s3 URLs with a bucket's keys; `max_bytes` bounds one file.
+
+    With a `shelf`, files of URLs come from its cache, and a job may bring models.
     """
 
     def __init__(
@@ -50,12 +72,14 @@ class Stager:
         reader: Callable[[Bucket | None], ReadS3 | None],
         *,
         max_bytes: int,
+        shelf: Shelf | None = None,
     ) -> None:
         self._files = files
         self._fetcher = fetcher
         self._info = info
         self._reader = reader
         self._max_bytes = max_bytes
+        self._shelf = shelf
         self._plain = PlainNames()
 
     @contextmanager
@@ -67,26 +91,32 @@ class Stager:
             InputUnavailable: some files could not be had; `details["details"]` has a text for each.
         """
         remote = tuple(self._remote_values(job))
-        sources = self._obtain((*job.inputs, *remote), self._reader(job.delivery.bucket), deadline, scratch)
-        held = _Held(self._files, self._plain)
+        inputs = tuple(file for file in job.inputs if file.folder is None)
+        read_s3 = self._reader(job.reads or job.delivery.bucket)
+        sources = self._obtain((*inputs, *remote), read_s3, deadline, scratch)
+        held = Held(self._files, self._plain)
         try:
-            yield Staged(self._placed(job, remote, sources, held, deadline), tuple(held.names))
+            models = self._models(job, read_s3, deadline, held)
+            workflow = self._placed(job, inputs, remote, sources, held, deadline)
+            workflow = graph.replaced(workflow, lambda place: models.get(place.value, place.value))
+            yield Staged(workflow, tuple(held.names))
         finally:
             held.release()
 
     def _placed(
         self,
         job: Job,
+        inputs: Sequence[InputFile],
         remote: Sequence[InputFile],
         sources: Mapping[str, Path],
-        held: "_Held",
+        held: Held,
         deadline: Deadline,
     ) -> Mapping[str, Any]:
         """
         Place every file and return the workflow that names them.
         """
         values = frozenset(file.name for file in remote)
-        names = frozenset(file.name for file in job.inputs)
+        names = frozenset(file.name for file in inputs)
 
         def referred(place: graph.Place) -> str | None:
             if place.value in values:
@@ -100,12 +130,12 @@ class Stager:
         plain = (names - used) | names.intersection(graph.nested_texts(job.workflow))
         held.hold(plain, deadline)
         renames: dict[str, str] = {}
-        for file in (*job.inputs, *remote):
+        for file in (*inputs, *remote):
             deadline.check("staging")
             source = sources[file.name]
             with _told_of(file):
                 if file.name in plain:
-                    held.place(file.name, _copied(source) if file.name in used else source)
+                    held.place(file.name, copied(source) if file.name in used else source)
                 if file.name in used:
                     renames[file.name] = held.place(cached_name(file, source), source)
 
@@ -116,6 +146,46 @@ class Stager:
             return renames[name] + place.value[len(name) :]
 
         return graph.replaced(job.workflow, edit)
+
+    def _item(self, file: InputFile, to: Path) -> Item:
+        bucket = file.auth.bucket if file.auth else None
+        return Item(
+            str(file.url),
+            to,
+            file.field,
+            file.auth,
+            self._reader(bucket) if bucket else None,
+            self._shelf.prober(bucket) if bucket and self._shelf else None,
+        )
+
+    def _models(self, job: Job, read_s3: ReadS3 | None, deadline: Deadline, held: Held) -> dict[str, str]:
+        """
+        Fetch the models of a job, link them into place, and return what each is called there, by name.
+        """
+        wanted = [file for file in job.inputs if file.folder is not None]
+        if not wanted:
+            return {}
+        if self._shelf is None or self._shelf.models is None:
+            text = (
+                "this worker takes no models from URLs: it does not know ComfyUI's models folder (MODEL_DIR)"
+            )
+            raise InputUnavailable(text, details=[text], field=wanted[0].field)
+        cache, models = self._shelf.cache, self._shelf.models
+        names = dict[str, str]()
+
+        def fetch(file: InputFile) -> None:
+            path = cache.obtain(self._item(file, Path()), deadline, max_bytes=MODEL_MAX_BYTES, s3=read_s3)
+            held.keep(partial(cache.release, path))
+            models.link(str(file.folder), path.name, path)
+            names[file.name] = path.name
+
+        tasks = [partial(fetch, file) for file in wanted]
+        results = parallel.each(tasks, threads=MODELS_AT_ONCE, deadline=deadline, stage="fetching models")
+        for file, result in zip(wanted, results, strict=True):
+            if isinstance(result, WorkerError):
+                result.details |= {"details": [str(result)], "field": file.field}
+                raise result
+        return names
 
     def _info_of(self, job: Job, place: graph.Place) -> Mapping[str, Any]:
         return self._info(job.workflow[place.node_id]["class_type"])
@@ -160,10 +230,11 @@ class Stager:
                 except InputUnavailable as exc:
                     failures[file.field] = str(exc)
                     continue
-                with _saving():
+                with saving():
                     paths[file.name].write_bytes(data)
-        items = [Item(str(file.url), paths[file.name], file.field) for file in wanted]
-        failures.update(self._fetcher.fetch_all(items, deadline, max_bytes=self._max_bytes, s3=read_s3))
+        source = self._shelf.cache if self._shelf else self._fetcher
+        items = [self._item(file, paths[file.name]) for file in wanted]
+        failures.update(source.fetch_all(items, deadline, max_bytes=self._max_bytes, s3=read_s3))
         for file in files:
             if file.must_be_image and file.field not in failures:
                 problem = picture.image_problem(paths[file.name])
@@ -212,51 +283,6 @@ def _shown(file: InputFile) -> str:
     return file.name if len(file.name) <= 200 else file.field
 
 
-class _Held:
-    """
-    What one job holds in ComfyUI's input folder.
-    """
-
-    def __init__(self, files: ComfyFiles, plain: "PlainNames") -> None:
-        self._files = files
-        self._plain = plain
-        self._plain_names: list[str] = []
-        self.names: list[str] = []
-
-    def place(self, name: str, source: Path) -> str:
-        with _saving():
-            placed = self._files.place(name, source)
-        self.names.append(placed)
-        return placed
-
-    def hold(self, names: Iterable[str], deadline: Deadline) -> None:
-        # In one order, or two jobs could each wait for what the other has.
-        for name in sorted(names):
-            self._plain.hold(name, deadline)
-            self._plain_names.append(name)
-
-    def release(self) -> None:
-        for name in self.names:
-            self._files.release(name)
-        for name in self._plain_names:
-            self._plain.release(name)
-
-
-@contextmanager
-def _saving() -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise JobFailed(
-            "An input could not be saved: the worker's disk is full or cannot be written to."
-        ) from exc
-
-
-def _copied(source: Path) -> Path:
-    with _saving():
-        return Path(shutil.copyfile(source, source.with_name(f"{source.name}-copy")))
-
-
 def _named(value: str, names: Collection[str]) -> str | None:
     """
     Return which of the job's files a value names, as it is or with ` [input]` behind it.
@@ -266,33 +292,3 @@ def _named(value: str, names: Collection[str]) -> str | None:
         return value
     name, annotation = graph.split_annotation(value)
     return name if annotation == " [input]" and name in names else None
-
-
-class PlainNames:
-    """
-    Plain file names in use: a second job with the same one waits until the first is over.
-    """
-
-    def __init__(self) -> None:
-        self._held: set[str] = set()
-        self._freed = threading.Condition()
-
-    def hold(self, name: str, deadline: Deadline) -> None:
-        """
-        Wait for the name, and take it.
-        """
-        while True:
-            with self._freed:
-                if name not in self._held:
-                    self._held.add(name)
-                    return
-                self._freed.wait(min(0.25, deadline.left_s))
-            deadline.check("staging")
-
-    def release(self, name: str) -> None:
-        """
-        Let the next one have it.
-        """
-        with self._freed:
-            self._held.discard(name)
-            self._freed.notify_all()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from comfy_worker.job import Timings
 
-Stage = Literal["staged", "queued", "executed", "delivered"]
+Stage = Literal["staged", "queued", "executed", "delivered", "converted"]
 
 
 @dataclass(slots=True)

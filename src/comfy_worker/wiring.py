@@ -4,10 +4,13 @@ Builds a Worker from Settings: the one module that knows all the others. It deci
 
 import logging
 import shutil
+import tempfile
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from comfy_worker import deliver, log, settings
 from comfy_worker.buckets import Buckets
@@ -25,19 +28,23 @@ from comfy_worker.faces.runpod import RunpodFace
 from comfy_worker.faces.runpod_progress import Poster
 from comfy_worker.fetch import Fetcher
 from comfy_worker.fetch_guard import Guard
+from comfy_worker.housekeeping import Keeper
 from comfy_worker.job import Bucket
+from comfy_worker.metrics import Metrics
 from comfy_worker.parse import Rules
 from comfy_worker.pipeline import Pipeline
 from comfy_worker.pool import Pool
 from comfy_worker.settings import Settings
 from comfy_worker.stage import Stager
 from comfy_worker.storage import s3
+from comfy_worker.templates import Templates, shipped
+from comfy_worker.wiring_web import Web
 
 logger = logging.getLogger(__name__)
 
-QUEUE_LIMIT = 1000
 REPLY_MARGIN = 0.98
-DRAIN_S = 30.0
+FOREIGN_INPUT_S = 3600.0
+"""Inputs in a folder of a ComfyUI that is not ours may be another worker's; younger ones are not spared."""
 
 
 @dataclass(slots=True)
@@ -54,7 +61,19 @@ class Worker:
     scratch: Path
     files: ComfyFiles
     stores: s3.Stores
+    metrics: Metrics
+    keeper: Keeper
+    fetcher: Fetcher
+    catalog: Catalog
+    web: Web
     _closed: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def templates(self) -> Templates:
+        """
+        The worker's templates: those that come with it, and the operator's.
+        """
+        return self.face.rules.templates
 
     def start(self) -> "Worker":
         """
@@ -64,14 +83,45 @@ class Worker:
             self.engine.process.start()
         return self
 
-    def close(self, drain_s: float = DRAIN_S) -> None:
+    def warm_up(self) -> bool:
         """
-        Finish or cancel the running jobs, then end ComfyUI and remove what is ours. Idempotent.
+        Run WARMUP_WORKFLOW, if there is one; return False when it failed and the worker must not go on (WARMUP_REQUIRED).
+        """
+        given = self.settings.warmup_workflow
+        if given is None:
+            return True
+        from comfy_worker.warmup import warm_up  # only needed here, and heavy
+
+        warmed = warm_up(given, self.pool.submit, self.face.rules, self.fetcher)
+        return warmed or not self.settings.warmup_required
+
+    def fit(self) -> Mapping[str, Any]:
+        """
+        Return ComfyUI's `/system_stats`, once there is room on the disks for a job.
+
+        Raises:
+            DiskFull, ComfyUnavailable: this worker should not be given jobs.
+        """
+        self.keeper.make_room()
+        return self.engine.client.system_stats()
+
+    @property
+    def is_worn(self) -> bool:
+        """
+        Whether this worker must be replaced: ComfyUI cannot be had any more, or there is no room for another job.
+        """
+        return self.engine.useless or self.keeper.is_worn
+
+    def close(self, drain_s: float | None = None) -> None:
+        """
+        Give the running jobs `drain_s` (SHUTDOWN_GRACE_S), cancel the rest, then end ComfyUI and remove what is ours.
+
+        Idempotent.
         """
         if self._closed.is_set():
             return
         self._closed.set()
-        self.pool.close(drain_s)
+        self.pool.close(self.settings.shutdown_grace_s if drain_s is None else drain_s)
         self.socket.close()
         if self.engine.process is not None:
             self.engine.process.stop()
@@ -79,6 +129,7 @@ class Worker:
         self.stores.close()
         if self.face.poster is not None:
             self.face.poster.close()
+        self.web.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
@@ -91,28 +142,23 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
     """
     log.MASK.add(config.secrets())
     client = Client(chosen.url)
-    engine = Engine(
-        chosen,
-        client,
-        process,
-        tries=config.comfy_api_available_max_retries or 500,
-        interval_s=config.comfy_api_available_interval_ms / 1000,
-    )
-    events = EventSocket(
-        chosen.url,
-        attempts=config.websocket_reconnect_attempts,
-        delay_s=config.websocket_reconnect_delay_s,
-        trace=config.websocket_trace,
-    )
+    engine = _engine(config, chosen, client, process)
+    events = _events(config, chosen)
     catalog = Catalog(client)
     files = _files(config, chosen, client)
-    fetcher = Fetcher(allow_private=config.allow_private_urls, threads=config.input_threads)
+    trusted = [origin.partition("://")[2] for origin in config.http_trusted_origins]
+    fetcher = Fetcher(
+        allow_private=config.allow_private_urls, allowed_hosts=trusted, threads=config.input_threads
+    )
+    guard = Guard(allow_private=config.allow_private_urls, allowed_hosts=trusted)
     operator = bucket_of(config)
     stores = s3.Stores()
-    buckets = Buckets(stores, Guard(allow_private=config.allow_private_urls), operator)
+    web = Web(config)
+    buckets = Buckets(stores, guard, operator, [config.aws_endpoint_url], web.uploaded)
+    shelf = web.shelf_of(chosen, fetcher, buckets)
     max_bytes = int(config.input_max_mb * settings.MEGABYTE)
     pipeline = Pipeline(
-        Stager(files, fetcher, catalog, buckets.reader, max_bytes=max_bytes),
+        Stager(files, fetcher, catalog, buckets.reader, max_bytes=max_bytes, shelf=shelf),
         Prompts(client, events, engine, catalog, cancel_grace_s=config.cancel_grace_s),
         files,
         client,
@@ -122,10 +168,35 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
         keep_outputs=config.keep_outputs,
         fail_on_node_error=config.fail_on_node_error,
         may_be_known=chosen.kind == "running" or config.keep_outputs,
+        oom_retry=config.oom_retry,
     )
-    pool = Pool(pipeline.run, threads=config.worker_concurrency, limit=QUEUE_LIMIT)
-    face = _runpod_face(config, pool, engine, operator)
-    return Worker(config, engine, events, pool, face, scratch, files, stores)
+    keeper = _keeper(config, chosen, files, client)
+    metrics = Metrics()
+    run = metrics.measured(keeper.around(pipeline.run))
+    pool = Pool(run, threads=config.worker_concurrency, limit=config.queue_limit)
+    face = _runpod_face(config, pool, lambda: engine.useless or keeper.is_worn, operator)
+    return Worker(
+        config, engine, events, pool, face, scratch, files, stores, metrics, keeper, fetcher, catalog, web
+    )
+
+
+def _engine(config: Settings, chosen: Launch, client: Client, process: ComfyProcess | None) -> Engine:
+    return Engine(
+        chosen,
+        client,
+        process,
+        tries=config.comfy_api_available_max_retries or 500,
+        interval_s=config.comfy_api_available_interval_ms / 1000,
+    )
+
+
+def _events(config: Settings, chosen: Launch) -> EventSocket:
+    return EventSocket(
+        chosen.url,
+        attempts=config.websocket_reconnect_attempts,
+        delay_s=config.websocket_reconnect_delay_s,
+        trace=config.websocket_trace,
+    )
 
 
 def _ready(engine: Engine, events: EventSocket, deadline: Deadline, sure: bool) -> None:
@@ -143,11 +214,23 @@ def _files(config: Settings, chosen: Launch, client: Client) -> ComfyFiles:
         chosen.temp,
         max_bytes=config.input_cache_mb * settings.MEGABYTE,
         max_age_s=config.input_cache_age_s,
+        spare_age_s=FOREIGN_INPUT_S if chosen.kind == "running" else 0.0,
     )
     if chosen.kind == "running" and not probe_shared(chosen.input, client):
         logger.warning("COMFY_INPUT_DIR is not the folder of the ComfyUI at COMFYUI_URL; files go over HTTP.")
         return RemoteFiles(client)
     return shared
+
+
+def _keeper(config: Settings, chosen: Launch, files: ComfyFiles, client: Client) -> Keeper:
+    folders = (Path(tempfile.gettempdir()), chosen.input, chosen.output, chosen.temp)
+    return Keeper(
+        files,
+        client,
+        [folder for folder in folders if folder is not None],
+        least_disk_mb=config.min_free_disk_mb,
+        least_memory_mb=config.min_free_memory_mb,
+    )
 
 
 def bucket_of(config: Settings) -> Bucket | None:
@@ -178,7 +261,15 @@ def bucket_of(config: Settings) -> Bucket | None:
     return bucket
 
 
-def _runpod_face(config: Settings, pool: Pool, engine: Engine, operator: Bucket | None) -> RunpodFace:
+def _templates(config: Settings) -> Templates:
+    found = Templates.load([shipped(), config.workflow_dir])
+    found.log_problems()
+    return found
+
+
+def _runpod_face(
+    config: Settings, pool: Pool, refresh: Callable[[], bool], operator: Bucket | None
+) -> RunpodFace:
     poster = None
     if config.progress_updates and config.runpod_webhook_post_output:
         key = config.runpod_ai_api_key
@@ -192,6 +283,7 @@ def _runpod_face(config: Settings, pool: Pool, engine: Engine, operator: Bucket 
         strip_metadata=config.strip_metadata,
         comfy_org_api_key=config.comfy_org_api_key,
         bucket=operator,
+        templates=_templates(config),
     )
     limits = tuple(
         int(mb * settings.MEGABYTE * REPLY_MARGIN)
@@ -202,5 +294,5 @@ def _runpod_face(config: Settings, pool: Pool, engine: Engine, operator: Bucket 
         rules,
         (limits[0], limits[1]),
         poster=poster,
-        refresh=lambda: engine.useless,
+        refresh=refresh,
     )

@@ -51,6 +51,33 @@ WRONG_PACKAGE = (
 NO_MAIN = "/usr/bin/python3: can't open file '/comfy/main.py': [Errno 2] No such file or directory\n"
 UNKNOWN = "Segmentation fault is not what this line says\nbye\n"
 
+SURVIVED_IMPORT = """\
+Traceback (most recent call last):
+  File "/comfyui/nodes.py", line 2304, in load_custom_node
+    module_spec.loader.exec_module(module)
+  File "/comfyui/custom_nodes/BrokenPack/__init__.py", line 1, in <module>
+    import no_such_package_here
+ModuleNotFoundError: No module named 'no_such_package_here'
+
+Cannot import /comfyui/custom_nodes/BrokenPack module for custom nodes: No module named 'no_such_package_here'
+"""
+FATAL_IMPORT = """\
+Traceback (most recent call last):
+  File "/comfyui/main.py", line 12, in <module>
+    execute_prestartup_script()
+  File "/comfyui/custom_nodes/EagerPack/prestartup_script.py", line 3, in <module>
+    import no_such_package_here
+ModuleNotFoundError: No module named 'no_such_package_here'
+"""
+FATAL_PACK = """\
+Traceback (most recent call last):
+  File "/comfyui/main.py", line 300, in start_comfyui
+    nodes.init_extra_nodes()
+  File "/comfyui/custom_nodes/WildPack/nodes/wild.py", line 9, in patch
+    raise RuntimeError("not with this version")
+RuntimeError: not with this version
+"""
+
 EXCERPTS = [
     pytest.param(OUT_OF_MEMORY, "ran out of GPU memory", True, id="out-of-memory"),
     pytest.param(NO_CUDA_BUILD, "found no GPU that it can use", False, id="no-cuda-build"),
@@ -95,6 +122,50 @@ def test_last_line_wins_over_earlier_trouble() -> None:
     assert "disk is full" in crash.sentence
 
 
+@pytest.mark.parametrize(
+    ("excerpt", "sentence", "helps"),
+    [
+        (FATAL_IMPORT, "The custom node pack EagerPack needs a package that ComfyUI's Python lacks", False),
+        (FATAL_PACK, "The custom node pack WildPack ended ComfyUI with an error of its own", True),
+    ],
+)
+def test_pack_that_ended_comfyui_is_named(excerpt: str, sentence: str, helps: bool) -> None:
+    """A custom node pack in the traceback that ended ComfyUI must be named, with what to do about it."""
+    crash = crashes.classify(1, excerpt.splitlines())
+
+    assert crash.sentence.startswith(sentence)
+    assert "remove it. (exit code 1)" in crash.sentence
+    assert crash.restart_helps is helps
+
+
+@pytest.mark.parametrize(
+    "survived",
+    [SURVIVED_IMPORT, OUT_OF_MEMORY + "Prompt executed in 3.10 seconds\n"],
+    ids=["import", "prompt"],
+)
+def test_trouble_that_comfyui_survived_is_not_blamed(survived: str) -> None:
+    """A pack that could not be imported, and a prompt that failed, must not explain an end that came later."""
+    crash = crashes.classify(1, [*survived.splitlines(), "Starting server", "bye"])
+
+    assert crash.sentence.startswith("ComfyUI ended unexpectedly (exit code 1).")
+
+
+def test_gpu_that_is_known_to_be_broken_is_told_with_what_it_explains() -> None:
+    """What the look at the GPU found must stand behind a failure of the GPU and an unknown one, and nowhere else."""
+    found = "The driver does not start."
+
+    assert found in crashes.classify(1, NO_GPU.splitlines(), gpu=found).sentence
+    assert found in crashes.classify(1, UNKNOWN.splitlines(), gpu=found).sentence
+    assert found not in crashes.classify(1, DISK_FULL.splitlines(), gpu=found).sentence
+
+
+def test_end_without_an_error_has_its_own_sentence() -> None:
+    """A ComfyUI that ended well, unasked, must be told to have done so."""
+    crash = crashes.classify(0, [])
+
+    assert crash.sentence == "ComfyUI ended by itself, without an error (exit code 0)."
+
+
 def test_unknown_end_is_told_as_it_is() -> None:
     """Without a known line there must be no verdict but the exit code."""
     crash = crashes.classify(3, UNKNOWN.splitlines())
@@ -110,7 +181,9 @@ def test_signal_or_clean_end_is_not_blamed_on_old_lines(exit_code: int) -> None:
     """A process that was killed, or ended well, must not be said to have ended by what it printed before."""
     crash = crashes.classify(exit_code, OUT_OF_MEMORY.splitlines())
 
-    assert crash.sentence.startswith("ComfyUI ended unexpectedly (")
+    assert crash.sentence.startswith("ComfyUI ended ")
+    assert "memory" not in crash.sentence
+    assert crash.restart_helps
 
 
 def test_kill_for_memory_needs_the_kernels_count() -> None:

@@ -9,7 +9,14 @@ import pytest
 from support.pictures import png
 
 from comfy_worker.comfy.client import Client
-from comfy_worker.comfy.files import PRUNE_EVERY_S, RemoteFiles, SharedFiles, probe_shared
+from comfy_worker.comfy.files import (
+    MOST_UNUSED,
+    PRUNE_EVERY,
+    PRUNE_EVERY_S,
+    RemoteFiles,
+    SharedFiles,
+    probe_shared,
+)
 from comfy_worker.errors import InputUnavailable
 from comfy_worker.standin.thread import EngineThread
 
@@ -316,3 +323,48 @@ def test_shared_folder_is_proved(client: Client, engine: EngineThread, tmp_path:
 def test_operators_word_counts_while_comfyui_is_down(tmp_path: Path) -> None:
     """A ComfyUI that does not answer yet must not turn the shared disk off."""
     assert probe_shared(tmp_path, Client("http://127.0.0.1:1"))
+
+
+def test_spare_removes_every_unused_input_and_no_other(tmp_path: Path) -> None:
+    """To make room every unused cached input must go, however new; those in use and those of a person must stay."""
+    disk = Disk(tmp_path)
+    unused = disk.cached(7, 10, age_s=1.0)
+    disk.place(CACHED)
+    (disk.input / "example.png").write_bytes(b"x")
+
+    assert disk.files.spare() == 1
+
+    assert not (disk.input / unused).exists()
+    assert (disk.input / CACHED).exists()
+    assert (disk.input / "example.png").exists()
+
+
+def test_spare_leaves_what_another_worker_may_just_have_placed(tmp_path: Path) -> None:
+    """In a folder that is shared only inputs of some age may be removed."""
+    disk = Disk(tmp_path, spare_age_s=3600.0)
+    young, old = disk.cached(1, 10, age_s=60.0), disk.cached(2, 10, age_s=7200.0)
+
+    assert disk.files.spare() == 1
+
+    assert (disk.input / young).exists()
+    assert not (disk.input / old).exists()
+
+
+def test_number_of_unused_inputs_is_bounded(tmp_path: Path) -> None:
+    """However small they are, only so many unused inputs may stay: the newest."""
+    disk = Disk(tmp_path)
+    names = [disk.cached(number, 1, age_s=1000.0 - number) for number in range(MOST_UNUSED + 20)]
+
+    disk.files.prune(disk.now)
+
+    assert disk.there() == set(names[20:])
+
+
+def test_many_small_inputs_are_pruned_without_waiting_for_the_clock(tmp_path: Path) -> None:
+    """A burst of jobs must not fill the folder before the next look at the clock is due."""
+    disk = Disk(tmp_path)
+
+    for number in range(MOST_UNUSED + 3 * PRUNE_EVERY):
+        disk.cached(number, 1, age_s=float(1000 - number))
+
+    assert len(disk.there()) <= MOST_UNUSED + PRUNE_EVERY

@@ -86,6 +86,14 @@ def test_command_has_own_port_temp_and_known_flags(folder: Path, tmp_path: Path)
     assert chosen.temp == tmp_path / "scratch" / "temp"
 
 
+def test_comfyui_is_reachable_when_the_api_is_served_locally(folder: Path, tmp_path: Path) -> None:
+    """Who serves the API from a container opens ComfyUI's own page too; the worker still speaks to it on loopback."""
+    chosen = launch.comfyui(Settings(serve_api_locally=True), folder, 8199, tmp_path / "scratch")
+
+    assert chosen.command[chosen.command.index("--listen") + 1] == "0.0.0.0"
+    assert chosen.url == "http://127.0.0.1:8199"
+
+
 def test_unreadable_flags_are_left_out(folder: Path, tmp_path: Path) -> None:
     """A ComfyUI whose flags cannot be read must be started without the optional ones."""
     (folder / "comfy" / "cli_args.py").unlink()

@@ -332,6 +332,19 @@ def test_pictures_with_metadata_belong_to_their_node() -> None:
     assert state.pictures == [("2", "image/png", b"a")]
 
 
+def test_preview_is_an_event_of_its_own_and_no_result() -> None:
+    """
+    A picture of a node that is at work is news for whoever watches; a result and a picture of another prompt are not.
+    """
+    state = state_after(Started(P), Executing(P, "1"))
+
+    shown = [state.feed(picture(*made)).event for made in ((b"a", P, "1"), (b"r", P, "2"), (b"q", Q, "1"))]
+
+    assert [event and event.preview and bytes(event.preview[1]) for event in shown] == [b"a", None, None]
+    assert shown[0] is not None
+    assert (shown[0].node_id, shown[0].kind) == ("1", "running")
+
+
 def test_missing_pictures_ignores_a_blocked_node() -> None:
     """
     Every node begins as 0 of 1; that alone announces no picture.

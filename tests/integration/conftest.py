@@ -39,10 +39,9 @@ class Comfy:
     version: str
 
 
-@pytest.fixture(scope="session")
-def real_comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+def real_launch(base: Path) -> Launch:
     """
-    A real ComfyUI, started once; skipped, loudly, where there is none.
+    Describe how to start a real ComfyUI with all its folders in `base`; the test is skipped, loudly, where there is none.
     """
     config = Settings(comfyui_path=Path(REAL_PATH) if REAL_PATH else None)
     folder = launch.installed(config)
@@ -51,7 +50,6 @@ def real_comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
             "NO REAL COMFYUI WAS FOUND: the tests on it are skipped", pytest.PytestWarning, stacklevel=1
         )
         pytest.skip("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI")
-    base = tmp_path_factory.mktemp("comfyui")
     for name in ("input", "output", "models/checkpoints"):
         (base / name).mkdir(parents=True)
     random_checkpoint.write(base / "models" / "checkpoints" / CHECKPOINT)
@@ -66,9 +64,18 @@ def real_comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
         "--preview-method",
         "auto",
     )
-    chosen = replace(chosen, command=command, input=base / "input", output=base / "output")
+    return replace(chosen, command=command, input=base / "input", output=base / "output")
+
+
+@pytest.fixture(scope="session")
+def real_comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+    """
+    A real ComfyUI, started once; skipped where there is none.
+    """
+    chosen = real_launch(tmp_path_factory.mktemp("comfyui"))
+    assert chosen.folder is not None
     client = Client(chosen.url)
-    process = ComfyProcess(chosen.command, folder, chosen.url, boot_timeout_s=120)
+    process = ComfyProcess(chosen.command, chosen.folder, chosen.url, boot_timeout_s=120)
     process.start()
     try:
         process.wait_ready(client.answers)

@@ -93,11 +93,11 @@ def test_runpod_14_3_cancel_of_a_job_that_uploads_ends_it(served: Running) -> No
 
 def test_cancel_of_a_job_that_nobody_took_never_reaches_the_worker(served: Running) -> None:
     """A job that is cancelled while the plane holds it must never be delivered."""
-    served.plane.paused = True
+    served.plane.set(paused=True)
     job = served.plane.submit({"workflow": empty_workflow()})
 
     served.plane.cancel(job)
-    served.plane.paused = False
+    served.plane.set(paused=False)
 
     assert_next_job_is_unaffected(served, job)
     assert not job.taken.is_set()

@@ -3,6 +3,7 @@ The life of a worker under the SDK: how it starts, how it ends, and that nothing
 """
 
 import json
+import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import requests
 from runpod_sdk.conftest import StartWorker
 from support.control_plane import ControlPlane, PlaneJob, wait_until
 from support.lanes import comfy_folder, sleeping
-from support.pictures import empty_workflow, node
+from support.pictures import empty_workflow, invert_workflow, node, png
+from support.slow_host import SlowHost
 from support.worker_process import WorkerProcess
 
 from comfy_worker.comfy import launch
@@ -45,6 +48,16 @@ def dying() -> dict[str, object]:
     return {"workflow": workflow}
 
 
+def is_running(label: str, port: int) -> bool:
+    """
+    Return whether the engine at a port runs the workflow with this label.
+    """
+    try:
+        return label in str(requests.get(f"http://127.0.0.1:{port}/queue", timeout=5).json()["queue_running"])
+    except requests.RequestException:
+        return False
+
+
 def assert_nothing_is_left(worker: WorkerProcess) -> None:
     """
     Assert that no process and no file of a worker outlives it.
@@ -68,17 +81,30 @@ class Ended:
 
 def live_idle(folder: Path, lane: EngineThread) -> Ended:
     """
-    A worker told to stop while it waits for a job; one comes in on the poll that is still open.
+    A worker told to stop while it waits for a job.
     """
-    with ControlPlane(hold_s=2.0) as plane:
-        worker = WorkerProcess(folder, supervised(plane, folder, RUNPOD_DEBUG_LEVEL="DEBUG"))
+    with ControlPlane() as plane:
+        worker = WorkerProcess(folder, supervised(plane, folder))
         try:
             wait_until(lambda: plane.open_takes and plane.pings)
             assert len(worker.children()) == 2
             worker.tell()
-            wait_until(lambda: "Kill worker." in worker.text)
-            threading.Event().wait(0.3)  # three rounds of the SDK's loop over its queue
-            job = plane.submit(EMPTY, "too-late-e1")
+            return Ended(worker, plane, worker.wait(), [])
+        finally:
+            worker.close()
+
+
+def live_late(folder: Path, lane: EngineThread) -> Ended:
+    """
+    A worker told to stop while it runs a job that outlasts the grace; its other poll is held.
+    """
+    own = {"SHUTDOWN_GRACE_S": "1", "WORKER_CONCURRENCY": "2"}
+    with ControlPlane(hold_s=60.0) as plane:
+        worker = WorkerProcess(folder, supervised(plane, folder, **own))
+        try:
+            job = plane.submit({"workflow": sleeping("late-")})
+            job.wait_until(lambda job: any("running" in str(post.body) for post in job.progress))
+            worker.tell()
             return Ended(worker, plane, worker.wait(), [job])
         finally:
             worker.close()
@@ -86,17 +112,25 @@ def live_idle(folder: Path, lane: EngineThread) -> Ended:
 
 def live_busy(folder: Path, lane: EngineThread) -> Ended:
     """
-    A worker told to stop while it runs a job; its ping process is spawned, which imports `handler.py` anew.
+    A worker told to stop while it runs a job and asks for another, which comes in too late.
+
+    Its ping process is spawned, which imports `handler.py` anew.
     """
     (folder / "sitecustomize.py").write_text("import multiprocessing as m\nm.set_start_method('spawn')\n")
-    with ControlPlane() as plane:
-        environ = {**supervised(plane, folder, PYTHONPATH=str(folder)), "RUNPOD_PING_INTERVAL": "300"}
-        worker = WorkerProcess(folder, environ)
+    own = {"PYTHONPATH": str(folder), "RUNPOD_DEBUG_LEVEL": "DEBUG", "WORKER_CONCURRENCY": "2"}
+    with ControlPlane(hold_s=60.0) as plane, SlowHost(200, png((8, 8), (1, 2, 3))) as host:
+        environ = supervised(plane, folder, ALLOW_PRIVATE_URLS="true", SHUTDOWN_GRACE_S="60", **own)
+        worker = WorkerProcess(folder, {**environ, "RUNPOD_PING_INTERVAL": "300"})
         try:
-            job = plane.submit({"workflow": sleeping("busy-", seconds=4.0, steps=50)})
-            wait_until(lambda: len(plane.pings) >= 2)
+            job = plane.submit({"workflow": invert_workflow(f"{host.url}/a.png")})
+            wait_until(lambda: host.asked.is_set() and len(plane.pings) > 2 and plane.open_takes)
             worker.tell()
-            return Ended(worker, plane, worker.wait(), [job])
+            wait_until(lambda: "Kill worker." in worker.text)
+            threading.Event().wait(0.5)  # some rounds of the SDK's loop over its queue
+            late = plane.submit(EMPTY, "too-late-e1")
+            late.taken.wait(10.0)
+            host.go.set()
+            return Ended(worker, plane, worker.wait(), [job, late])
         finally:
             worker.close()
 
@@ -133,12 +167,12 @@ def live_dying(folder: Path, lane: EngineThread) -> Ended:
             worker.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lives(lane: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """
-    Four workers from their start to their end, at the same time.
+    Five workers from their start to their end, at the same time.
     """
-    acts = (live_idle, live_busy, live_refreshed, live_dying)
+    acts = (live_idle, live_late, live_busy, live_refreshed, live_dying)
     with ThreadPoolExecutor(len(acts)) as pool:
         ends = {act.__name__: pool.submit(act, tmp_path_factory.mktemp(act.__name__), lane) for act in acts}
         return {name.removeprefix("live_"): end.result() for name, end in ends.items()}
@@ -150,6 +184,14 @@ def idle(lives: dict[str, Ended]) -> Ended:
     See `live_idle`.
     """
     return lives["idle"]
+
+
+@pytest.fixture
+def late(lives: dict[str, Ended]) -> Ended:
+    """
+    See `live_late`.
+    """
+    return lives["late"]
 
 
 @pytest.fixture
@@ -182,16 +224,6 @@ def test_runpod_14_37_sigterm_while_idle_ends_comfyui_and_the_ping_child(idle: E
     assert_nothing_is_left(idle.worker)
 
 
-def test_runpod_14_78_job_that_came_too_late_is_named(idle: Ended) -> None:
-    """A job that arrives on the open poll after SIGTERM is lost by the SDK; the log must name it."""
-    [job] = idle.jobs
-    assert job.taken.is_set()
-    assert job.posts == []
-    [record] = [record for record in idle.worker.records if record["level"] == "ERROR"]
-    assert record["requestId"] == "too-late-e1"
-    assert "was not run" in record["message"]
-
-
 def test_runpod_14_37_sigterm_while_busy_finishes_and_posts_the_job(busy: Ended) -> None:
     """A busy worker that is told to stop must finish its job, post it, and then end with code 0."""
     assert "images" in busy.jobs[0].output
@@ -199,10 +231,27 @@ def test_runpod_14_37_sigterm_while_busy_finishes_and_posts_the_job(busy: Ended)
     assert_nothing_is_left(busy.worker)
 
 
+def test_runpod_14_37_job_that_outlasts_the_grace_is_cancelled_and_posted(late: Ended) -> None:
+    """A job still running SHUTDOWN_GRACE_S after SIGTERM must be cancelled and posted, and the worker end with code 0."""
+    assert late.jobs[0].output["error_code"] == "job_cancelled"
+    assert late.code == 0
+    assert "SHUTDOWN_GRACE_S" in late.worker.text
+    assert_nothing_is_left(late.worker)
+
+
 def test_runpod_14_75_pings_go_on_with_the_spawn_start_method(busy: Ended) -> None:
     """A spawned ping process must find the main guard and send more than one ping, at an interval that it can keep."""
-    assert len(busy.plane.pings) >= 2
-    assert busy.plane.pings[1]["job_id"] == busy.jobs[0].id
+    assert len([ping for ping in busy.plane.pings if busy.jobs[0].id in ping.get("job_id", "")]) >= 2
+
+
+def test_runpod_14_78_job_that_came_too_late_is_named(busy: Ended) -> None:
+    """A job that arrives on the open poll after SIGTERM is lost by the SDK; the log must name it."""
+    late = busy.jobs[1]
+    assert late.taken.is_set()
+    assert late.posts == []
+    [record] = [record for record in busy.worker.records if record["level"] == "ERROR"]
+    assert record["requestId"] == "too-late-e1"
+    assert "was not run" in record["message"]
 
 
 def test_runpod_14_28_refresh_worker_stops_the_pod_after_one_job(refreshed: Ended) -> None:
@@ -218,7 +267,8 @@ def test_runpod_14_28_refresh_worker_stops_the_pod_after_one_job(refreshed: Ende
 def test_runpod_14_54_level_that_the_sdk_refuses_is_mapped(refreshed: Ended) -> None:
     """RUNPOD_LOG_LEVEL=WARNING, which ends the SDK at its import, must be mapped, with one warning."""
     warnings = [record["message"] for record in refreshed.worker.records if record["level"] == "WARN"]
-    assert [text.split(" ")[0] for text in warnings] == ["RUNPOD_LOG_LEVEL=WARNING", "RUNPOD_DEBUG_LEVEL=1"]
+    ours = [text.split(" ")[0] for text in warnings if text.startswith("RUNPOD_")]
+    assert ours == ["RUNPOD_LOG_LEVEL=WARNING", "RUNPOD_DEBUG_LEVEL=1"]
     assert "Started." not in refreshed.worker.text
 
 
@@ -268,16 +318,105 @@ def test_runpod_14_29_comfyui_that_dies_too_often_stops_the_pod(died: Ended) -> 
     third, fourth = died.jobs[2:]
     assert third.body["stopPod"] is True
     assert "signal SIGKILL" in third.body["error"]
-    assert died.code == 0
+    assert died.code == 1  # the worker is of no use any more
     assert not fourth.taken.is_set()
     assert_nothing_is_left(died.worker)
 
 
-def test_runpod_14_42_unfit_worker_reports_itself_and_ends(
+def test_worker_whose_comfyui_is_given_up_while_idle_ends(
     plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """A ComfyUI without an answer about its device must be reported as unhealthy, before any job is taken."""
-    worker = start_worker(supervised(plane, tmp_path, *UNFIT))
+    """When ComfyUI is given up and no job runs, the worker must end with code 1, and leave the next job to another."""
+    environ = supervised(plane, tmp_path)
+    main = tmp_path / "ComfyUI" / "main.py"
+    main.write_text(
+        "import os, pathlib, threading, time\n"
+        "def end():\n"
+        f"    while not pathlib.Path({str(tmp_path / 'end')!r}).exists(): time.sleep(0.02)\n"
+        "    print('RuntimeError: No CUDA GPUs are available', flush=True)\n"
+        "    os._exit(1)\n"
+        f"threading.Thread(target=end, daemon=True).start()\n{main.read_text()}"
+    )
+    worker = start_worker(environ)
+    wait_until(lambda: plane.open_takes)
+
+    (tmp_path / "end").touch()
+
+    assert worker.wait() == 1
+    job = plane.submit(EMPTY)
+    assert not job.taken.is_set()
+    assert "found no GPU that it can use" in worker.text
+    assert_nothing_is_left(worker)
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_warmup_runs_before_the_first_job_is_taken(
+    plane: ControlPlane, start_worker: StartWorker, tmp_path: Path, required: bool
+) -> None:
+    """A warm-up that fails must be loud, come before any job, and end the worker with code 1 only where it is required."""
+    raising = {"1": node("StandinRaise", message="cold"), "2": node("PreviewAny", source=("1", 0))}
+    own = {"WARMUP_WORKFLOW": json.dumps(raising), "WARMUP_REQUIRED": str(required).lower()}
+    job = plane.submit(EMPTY)
+
+    worker = start_worker(supervised(plane, tmp_path, **own))
+
+    if required:
+        assert worker.wait() == 1
+        assert plane.takes == []
+        assert_nothing_is_left(worker)
+    else:
+        job.wait()
+        assert "images" in job.output
+    [told] = [record for record in worker.records if record["message"].startswith("The warm-up failed: ")]
+    assert told["level"] == "ERROR"
+
+
+def test_sigterm_during_the_warmup_ends_the_worker(
+    plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """A worker that is told to stop while it warms up must end with code 0 at once, without a job."""
+    environ = supervised(plane, tmp_path, WARMUP_WORKFLOW=json.dumps(sleeping("warm-")))
+    worker = start_worker(environ)
+    wait_until(lambda: is_running("warm-", int(environ["COMFY_PORT"])))
+
+    worker.tell()
+
+    assert worker.wait() == 0
+    assert plane.takes == []
+    assert_nothing_is_left(worker)
+
+
+def test_leftovers_of_a_crashed_worker_are_removed_at_the_start(
+    plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """Old run folders in ComfyUI's output must be gone soon after the start, young ones and a person's must stay."""
+    environ = supervised(plane, tmp_path)
+    output = tmp_path / "ComfyUI" / "output"
+    old, young, own = (output / name for name in (f"cw-{'a' * 20}", f"cw-{'b' * 20}", "holiday"))
+    for path in (old, young, own):
+        path.mkdir(parents=True)
+    for path in (old, own):
+        os.utime(path, (1e9, 1e9))
+
+    start_worker(environ)
+
+    wait_until(lambda: not old.exists())
+    assert young.exists()
+    assert own.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "own"), [(UNFIT, {}), ((), {"MIN_FREE_DISK_MB": "1e12"})], ids=["comfyui", "disk"]
+)
+def test_runpod_14_42_unfit_worker_reports_itself_and_ends(
+    plane: ControlPlane,
+    start_worker: StartWorker,
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    own: dict[str, str],
+) -> None:
+    """A ComfyUI without an answer about its device, and a full disk, must be reported before any job is taken."""
+    worker = start_worker(supervised(plane, tmp_path, *flags, **own))
 
     code = worker.wait()
 

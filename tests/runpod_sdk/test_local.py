@@ -5,6 +5,7 @@
 import base64
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -93,11 +94,19 @@ def test_missing_test_input_ends_with_code_1(start_worker: StartWorker, lane: En
     assert "test_input.json not found" in worker.text
 
 
-def test_http_server_of_the_sdk_answers_runsync(start_worker: StartWorker, lane: EngineThread) -> None:
+def listens(port: int) -> bool:
+    """
+    Return whether somebody listens on a port of loopback.
+    """
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_http_server_answers_runsync(start_worker: StartWorker, lane: EngineThread) -> None:
     """With --rp_serve_api a POST to /runsync must be answered with the job's output, and SIGTERM ends the server."""
     port = launch.free_port()
     worker = start_worker({"COMFYUI_URL": lane.url}, "--rp_serve_api", "--rp_api_port", str(port))
-    wait_until(lambda: "Uvicorn running" in worker.text)
+    wait_until(lambda: listens(port))
 
     replies = [
         requests.post(f"http://127.0.0.1:{port}/runsync", json={"input": input_}, timeout=20).json()

@@ -159,6 +159,44 @@ def test_files_that_are_gone_are_told_in_details(tmp_path: Path, make_worker: Wo
     assert reply["details"] == ["Failed to fetch image data for out_00001_.png from /view endpoint."]
 
 
+def test_file_of_a_name_that_http_cannot_carry_is_told_in_details(
+    lane: EngineThread, make_worker: WorkerFactory
+) -> None:
+    """Without a shared disk a file whose name is no UTF-8 must fail the job in the known words."""
+    worker = make_worker(launch_of(lane, shared_disk=False))
+
+    reply = asyncio.run(worker.face.handle(job_of("odd", {"1": node("SaveOddly")})))
+
+    assert reply["error"] == "Job processing failed"
+    assert reply["details"] == ["Failed to fetch image data for odd-\ufffd.png from /view endpoint."]
+
+
+def test_upload_that_comfyui_refuses_is_told_in_details(tmp_path: Path, make_worker: WorkerFactory) -> None:
+    """A file that ComfyUI refuses over HTTP must be told by the name that the job gave it."""
+    noise = b64(png((64, 64), (1, 2, 3)) + bytes(3000))
+    with EngineThread(tmp_path, max_upload_mb=0.003) as engine:
+        worker = make_worker(launch_of(engine, shared_disk=False))
+        job = job_of("refused", invert_workflow("face.png"), images=[{"name": "face.png", "image": noise}])
+
+        reply = asyncio.run(worker.face.handle(job))
+
+    assert reply["error"] == UPLOADS
+    [text] = reply["details"]
+    assert text.startswith("Error uploading face.png: ComfyUI answered 413")
+
+
+def test_runpod_14_33_job_without_a_websocket_goes_on_by_polling(
+    tmp_path: Path, make_worker: WorkerFactory
+) -> None:
+    """A ComfyUI whose websocket cannot be opened must still run the job to its result."""
+    with EngineThread(tmp_path, faults={"refuse_socket": True}) as engine:
+        worker = make_worker(launch_of(engine))
+
+        reply = asyncio.run(worker.face.handle(job_of("polled", GRAPH)))
+
+    assert [entry["filename"] for entry in reply["images"]] == ["out_00001_.png"]
+
+
 def test_comfyui_that_does_not_answer_is_told_in_the_known_words(make_worker: WorkerFactory) -> None:
     """Without a ComfyUI the job must fail with the sentence that names its address."""
     port = launch.free_port()

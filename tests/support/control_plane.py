@@ -20,6 +20,8 @@ from aiohttp import web
 
 ENDPOINT, KEY = "ep1", "the-key-of-the-worker"
 START_S = 10.0
+PATIENCE_S = 60.0
+"""How long a test waits for what must happen: long, for the machine may be busy."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,6 @@ class PlaneJob:
     posts: list[Post] = field(default_factory=list)
     taken: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
-    cancelled: bool = False
 
     @property
     def results(self) -> list[Post]:
@@ -82,7 +83,7 @@ class PlaneJob:
         found: dict[str, Any] = self.body.get("output", {})
         return found
 
-    def wait(self, timeout_s: float = 30.0) -> dict[str, Any]:
+    def wait(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """
         Wait for the result and return its body.
         """
@@ -90,14 +91,14 @@ class PlaneJob:
             raise TimeoutError(f"{self.id} got no result; its posts: {[post.kind for post in self.posts]}")
         return self.body
 
-    def wait_until(self, is_so: Callable[["PlaneJob"], object], timeout_s: float = 20.0) -> None:
+    def wait_until(self, is_so: Callable[["PlaneJob"], object], timeout_s: float = PATIENCE_S) -> None:
         """
         Wait until something holds for the job, for example that a post came.
         """
         wait_until(lambda: is_so(self), timeout_s)
 
 
-def wait_until(is_so: Callable[[], object], timeout_s: float = 20.0) -> None:
+def wait_until(is_so: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     """
     Wait until something holds.
     """
@@ -113,7 +114,7 @@ class ControlPlane:
     The plane, in a thread. `hold_s` is how long an empty poll is held; `take_status` answers every take with it;
     while `paused` it hands out no job.
 
-    `pings` are the queries of the worker's pings and `takes` the paths of its takes, both in order.
+    `pings` are the queries of the worker's pings and `takes` the addresses of its takes, both in order.
     """
 
     def __init__(self, hold_s: float = 0.5) -> None:
@@ -143,16 +144,16 @@ class ControlPlane:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(START_S)
 
-    def environ(self, worker: str = "w1", *, ping_ms: int = 1000) -> dict[str, str]:
+    def environ(self) -> dict[str, str]:
         """
         Return the variables that RunPod gives a worker of this endpoint.
         """
         base = f"http://127.0.0.1:{self._port}/v2/{ENDPOINT}"
         return {
             "RUNPOD_ENDPOINT_ID": ENDPOINT,
-            "RUNPOD_POD_ID": worker,
+            "RUNPOD_POD_ID": "w1",
             "RUNPOD_AI_API_KEY": KEY,
-            "RUNPOD_PING_INTERVAL": str(ping_ms),
+            "RUNPOD_PING_INTERVAL": "1000",
             "RUNPOD_WEBHOOK_GET_JOB": f"{base}/job-take/$ID?gpu=SIM",
             "RUNPOD_WEBHOOK_POST_OUTPUT": f"{base}/job-done/$RUNPOD_POD_ID/$ID?gpu=SIM",
             "RUNPOD_WEBHOOK_POST_STREAM": f"{base}/job-stream/$RUNPOD_POD_ID/$ID?gpu=SIM",
@@ -196,7 +197,13 @@ class ControlPlane:
         """
         self._on_loop(lambda: self._cancel(job))
 
-    def _on_loop(self, act: Callable[[], None]) -> None:
+    def set(self, **fields: Any) -> None:
+        """
+        Change `hold_s`, `take_status` or `paused`; polls that are held notice it.
+        """
+        self._on_loop(lambda: [setattr(self, name, value) for name, value in fields.items()])
+
+    def _on_loop(self, act: Callable[[], object]) -> None:
         async def run() -> None:
             act()
             self._bell.set()
@@ -210,7 +217,6 @@ class ControlPlane:
         self._waiting.extend(jobs)
 
     def _cancel(self, job: PlaneJob) -> None:
-        job.cancelled = True
         if job in self._waiting:
             self._waiting.remove(job)
         elif not job.done.is_set():
@@ -237,8 +243,8 @@ class ControlPlane:
         yield web.get(f"{base}/ping/{{worker}}", self._ping)
 
     async def _hold(self, until: Callable[[], object]) -> None:
-        end = self._loop.time() + self.hold_s
-        while not until() and (left := end - self._loop.time()) > 0:
+        began = self._loop.time()
+        while not until() and (left := began + self.hold_s - self._loop.time()) > 0:
             bell = self._bell
             try:
                 await asyncio.wait_for(bell.wait(), left)
@@ -246,14 +252,14 @@ class ControlPlane:
                 return
 
     async def _take(self, request: web.Request) -> web.Response:
-        self.takes.append(request.path)
-        if self.take_status is not None:
-            return web.Response(status=self.take_status)
+        self.takes.append(request.path_qs)
         self.open_takes += 1
         try:
-            await self._hold(lambda: self._waiting and not self.paused)
+            await self._hold(lambda: self.take_status or (self._waiting and not self.paused))
         finally:
             self.open_takes -= 1
+        if self.take_status is not None:
+            return web.Response(status=self.take_status)
         batch = request.query.get("batch_size")
         count = 0 if self.paused else min(int(batch or 1), len(self._waiting))
         # A client that went away while its poll was held must not swallow a job.

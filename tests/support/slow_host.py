@@ -1,12 +1,12 @@
 """
-A host on loopback that takes its time: a request is noted, then held until the test lets it go, then refused.
+A host on loopback that takes its time: a request is noted, held until the test lets it go, and then answered.
 """
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-HOLD_S = 20.0
+HOLD_S = 50.0
 
 
 class SlowHost:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from support.control_plane import wait_until
+from support.control_plane import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 KEPT = ("PATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
@@ -79,7 +79,13 @@ class WorkerProcess:
         """
         The lines that are JSON objects.
         """
-        return [json.loads(line) for line in self.lines if line.startswith("{")]
+        decoder, found = json.JSONDecoder(), []
+        for line in list(self.lines):
+            while line.startswith("{"):  # two processes may print at once, before either ends its line
+                record, end = decoder.raw_decode(line)
+                found.append(record)
+                line = line[end:]
+        return found
 
     def children(self) -> set[Child]:
         """
@@ -96,7 +102,7 @@ class WorkerProcess:
         self.children()
         self._process.send_signal(number)
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """
         Wait for its end and return its exit code.
         """

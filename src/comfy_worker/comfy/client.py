@@ -181,6 +181,20 @@ class Client:
         found = self._json("GET", f"/object_info/{quote(class_type, safe='')}").get(class_type)
         return found if isinstance(found, dict) else {}
 
+    def model_types(self) -> list[str]:
+        """
+        Return the categories of models.
+        """
+        body = self._send("GET", "/models", timeout_s=self._probe_timeout_s).json()
+        return [str(name) for name in body] if isinstance(body, list) else []
+
+    def models(self, category: str) -> list[str]:
+        """
+        Return the names of a category's files, none for a category that ComfyUI does not know.
+        """
+        body = self._send("GET", f"/models/{quote(category, safe='')}").json()
+        return [str(name) for name in body] if isinstance(body, list) else []
+
     def replacements(self) -> frozenset[str]:
         """
         Return the removed classes that ComfyUI replaces by itself (0.27; empty before).
@@ -213,7 +227,9 @@ class Client:
         """
         Stream an output file to `target`; False when ComfyUI no longer has it.
         """
-        params = {"filename": filename, "subfolder": subfolder, "type": type_}
+        asked = {"filename": filename, "subfolder": subfolder, "type": type_}
+        # A name that is no UTF-8 cannot be had by this route, which is not a fault of ours.
+        params = {name: value.encode(errors="surrogatepass") for name, value in asked.items()}
         url = f"{self.url}/view"
         with (
             translated(self.address),

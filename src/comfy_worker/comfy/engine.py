@@ -3,7 +3,7 @@ The ComfyUI that a worker uses, whether the worker started it or found it runnin
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from comfy_worker.comfy.client import Client
@@ -39,6 +39,13 @@ class Engine:
             self.process.kill()
         else:
             self.is_stuck = True
+
+    @property
+    def failed_packs(self) -> Sequence[str]:
+        """
+        The custom node packs that a supervised ComfyUI could not import.
+        """
+        return self.process.failed_packs if self.process is not None else ()
 
     def wait_ready(self, check: Callable[[], None] = lambda: None) -> None:
         """

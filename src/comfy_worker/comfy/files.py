@@ -23,6 +23,9 @@ from comfy_worker.errors import ComfyUnavailable, InputUnavailable, JobFailed
 logger = logging.getLogger(__name__)
 
 PRUNE_EVERY_S = 60.0
+PRUNE_EVERY = 100
+MOST_UNUSED = 500
+"""Unused inputs that are kept at most, however small: a folder of a million files slows every look into it."""
 
 
 class ComfyFiles(Protocol):
@@ -50,13 +53,19 @@ class ComfyFiles(Protocol):
         Remove the output folder of one run.
         """
 
+    def spare(self) -> int:
+        """
+        Remove what is kept for speed only; return how many files.
+        """
+
 
 class SharedFiles:
     """
     ComfyUI's folders on this disk. Writes are atomic, every path is checked to lie inside its folder.
 
     Unused inputs stay, so that ComfyUI's cache stays warm, until they are older than `max_age_s` or all together
-    larger than `max_bytes`. `clock` gives epoch seconds.
+    larger than `max_bytes`. When the disk is full, `spare` removes those that nobody touched for `spare_age_s`.
+    `clock` gives epoch seconds.
     """
 
     def __init__(
@@ -67,15 +76,18 @@ class SharedFiles:
         *,
         max_bytes: float = 4e9,
         max_age_s: float = 86_400.0,
+        spare_age_s: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folders = {"input": input_, "output": output, **({"temp": temp} if temp else {})}
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
+        self._spare_age_s = spare_age_s
         self._lock = threading.Lock()
         self._in_use: Counter[str] = Counter()
         self._clock = clock
         self._pruned = clock()
+        self._released = 0
         self._set_aside: dict[str, Path] = {}
 
     def place(self, name: str, source: Path) -> str:
@@ -126,8 +138,10 @@ class SharedFiles:
             self._remove(name)
         now = self._clock()
         with self._lock:
-            due = now - self._pruned >= PRUNE_EVERY_S
-            self._pruned = now if due else self._pruned
+            self._released += 1
+            due = now - self._pruned >= PRUNE_EVERY_S or self._released >= PRUNE_EVERY
+            if due:
+                self._pruned, self._released = now, 0
         if due:
             self.prune(now)
 
@@ -179,10 +193,19 @@ class SharedFiles:
             if root is not None:
                 shutil.rmtree(root / folder, ignore_errors=True)
 
+    def spare(self) -> int:
+        """
+        Remove every unused cached input of some age, to make room on the disk; return how many.
+        """
+        return self._prune(self._clock(), self._spare_age_s, float("inf"))
+
     def prune(self, now: float) -> int:
         """
         Remove unused cached inputs that are too old or too many, oldest first; return how many. `now` in epoch seconds.
         """
+        return self._prune(now, self._max_age_s, self._max_bytes)
+
+    def _prune(self, now: float, max_age_s: float, max_bytes: float) -> int:
         found: list[tuple[float, int, Path]] = []
         for path in self._folders["input"].glob(f"{CACHED}*"):
             try:
@@ -192,7 +215,8 @@ class SharedFiles:
             found.append((stat.st_mtime, stat.st_size, path))
         left, removed = sum(size for _, size, _ in found), 0
         for modified, size, path in sorted(found):
-            if now - modified <= self._max_age_s and left <= self._max_bytes:
+            is_crowded = len(found) - removed > MOST_UNUSED
+            if now - modified <= max_age_s and left <= max_bytes and not is_crowded:
                 break
             with self._lock:
                 if self._in_use[path.name] > 0:
@@ -240,6 +264,12 @@ class RemoteFiles:
         """
         Leave the folder: ComfyUI cannot remove it.
         """
+
+    def spare(self) -> int:
+        """
+        Return 0: ComfyUI cannot remove a file.
+        """
+        return 0
 
 
 def probe_shared(input_: Path, client: Client) -> bool:

@@ -2,6 +2,7 @@
 Which ComfyUI to use and how to start it: a decision over settings and what is on the disk. Starts nothing itself.
 """
 
+import importlib.util
 import logging
 import socket
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from comfy_worker.errors import ConfigInvalid
+from comfy_worker.models import volumes
 from comfy_worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+NVIDIA_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl")
+GPU_SIGNS = (*NVIDIA_SIGNS, "/dev/dxg", "/dev/kfd")
+ENGINE_NEEDS = ("aiohttp", "numpy", "av")
 PLACES = ("/comfyui", "~/comfy/ComfyUI")
 """Where the images put ComfyUI, and comfy-cli's default workspace."""
 
@@ -62,6 +66,14 @@ def choose(config: Settings, scratch: Path, *, builtin: bool) -> Launch:
     if folder is not None:
         return comfyui(config, folder, port, scratch)
     if builtin:
+        missing = [name for name in ENGINE_NEEDS if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ConfigInvalid(
+                [
+                    f"COMFYUI_URL or COMFYUI_PATH must be set: no ComfyUI was found, and the built-in engine lacks "
+                    f"{', '.join(missing)} (pip install 'comfy-worker[standin]')"
+                ]
+            )
         logger.warning(NO_COMFYUI)
         return builtin_engine(port, scratch)
     raise ConfigInvalid(["COMFYUI_PATH must be set: no ComfyUI was found at /comfyui or ~/comfy/ComfyUI"])
@@ -99,7 +111,7 @@ def comfyui(settings: Settings, folder: Path, port: int, scratch: Path) -> Launc
     """
     flags = [
         "--listen",
-        "127.0.0.1",
+        "0.0.0.0" if settings.serve_api_locally else "127.0.0.1",  # in a container, for one's own browser
         "--port",
         str(port),
         "--disable-auto-launch",
@@ -111,7 +123,11 @@ def comfyui(settings: Settings, folder: Path, port: int, scratch: Path) -> Launc
         if flag in known:
             flags += [flag] if value is None else [flag, value]
     if "--cpu" not in settings.comfyui_args and not has_gpu():
+        # On a platform of GPUs that is a broken machine, at home it may be just what there is.
+        level = logging.WARNING if settings.runpod_endpoint_id else logging.INFO
+        logger.log(level, "No GPU is in sight, so ComfyUI runs on the CPU (--cpu).")
         flags.append("--cpu")
+    flags += volumes.flags(settings, folder, scratch)
     return Launch(
         "comfyui",
         f"http://127.0.0.1:{port}",

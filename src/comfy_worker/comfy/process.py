@@ -1,50 +1,47 @@
 """
-ComfyUI's process: start it, wait until it answers, keep its last lines, start it again, stop it.
+ComfyUI's process: start it, wait until it answers, log its lines and keep the last, start it again, stop it.
 
 One thread owns the process. Whoever waits for a job asks `guard` whether the ComfyUI it began with still lives.
 """
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
-from comfy_worker.comfy import crashes
+from comfy_worker import machine
+from comfy_worker.comfy import crashes, output
+from comfy_worker.comfy.child import die_with_parent, is_taken
+from comfy_worker.comfy.restarts import Deaths, Restarts
 from comfy_worker.errors import ComfyUnavailable
 
 logger = logging.getLogger(__name__)
 comfy_logger = logging.getLogger("comfy_worker.comfyui")
 
 LAST_LINES = 200
-STOP_S = 10.0
-PR_SET_PDEATHSIG = 1
+STOP_S = 5.0
+LAST_WORDS_S = 1.0
+PORT_S = 3.0
+"""How long a port may still be held by a ComfyUI that is on its way out."""
+READ_BYTES = 1 << 16
 DIED = "WebSocket communication error: ComfyUI HTTP unreachable during websocket reconnect"
 """What users of RunPod workers know as the news of a ComfyUI that died under a job."""
-
-
-@dataclass(frozen=True, slots=True)
-class Restarts:
-    """
-    How a dead ComfyUI is started again: `delay_s` later, until it died `limit` times within `window_s`.
-    """
-
-    delay_s: float = 5.0
-    limit: int = 5
-    window_s: float = 60.0
 
 
 class ComfyProcess:
     """
     One supervised ComfyUI. `start` returns at once, `wait_ready` waits, `stop` ends it and its children.
+
+    `gpu` says what is wrong with the GPU, as far as is known, and `oom_kills` how often the kernel killed for memory so far;
+    both are asked when ComfyUI has died. `on_given_up` is called,
+    by the thread that owns the process, when it will not be started again.
     """
 
     def __init__(
@@ -56,19 +53,25 @@ class ComfyProcess:
         boot_timeout_s: float = 600.0,
         interval_s: float = 0.05,
         restarts: Restarts | None = None,
+        gpu: Callable[[], str] = str,
+        oom_kills: Callable[[], int] = machine.oom_kills,
     ) -> None:
         self._command = list(command)
         self._folder = folder
         self._address = urlsplit(url).netloc
         self._boot_timeout_s = boot_timeout_s
         self._interval_s = interval_s
-        self._restarts = restarts or Restarts()
+        self._gpu = gpu
+        self._oom_kills = oom_kills
+        self.on_given_up: Callable[[], None] = lambda: None
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._generation = 0
-        self._deaths: deque[float] = deque()
+        self._deaths = Deaths(restarts or Restarts(), boot_timeout_s)
+        self._answered = False
+        self._failed_packs: list[str] = []
         self._crash: crashes.Crash | None = None
         self._given_up = False
         self._began = 0.0
@@ -82,11 +85,25 @@ class ComfyProcess:
         return self._process.pid if self._process is not None else None
 
     @property
+    def starts(self) -> int:
+        """
+        How often it was started.
+        """
+        return self._generation
+
+    @property
     def given_up(self) -> bool:
         """
         Whether it will not be started again.
         """
         return self._given_up
+
+    @property
+    def failed_packs(self) -> Sequence[str]:
+        """
+        The custom node packs that the present ComfyUI could not import.
+        """
+        return tuple(self._failed_packs)
 
     def start(self) -> None:
         """
@@ -110,6 +127,7 @@ class ComfyProcess:
             if self._given_up and self._crash is not None:
                 raise ComfyUnavailable(f"{self._unreachable()}\n{self._crash.sentence}")
             if self.pid is not None and answers():
+                self._answered = True
                 return
             if self._stopping.is_set():
                 raise ComfyUnavailable("The worker is shutting down.")
@@ -167,7 +185,11 @@ class ComfyProcess:
 
     def _supervise(self) -> None:
         while not self._stopping.is_set():
-            kills = out_of_memory_kills()
+            kills = self._oom_kills()
+            # Whoever answers there in its place would be taken for it.
+            if not self._port_gets_free():
+                self._note_death(crashes.Crash(crashes.PORT_TAKEN.sentence, False))
+                return
             try:
                 process = self._spawn()
             except OSError as exc:
@@ -178,20 +200,31 @@ class ComfyProcess:
             reader.start()
             code = process.wait()
             self._end_group(process.pid)
-            reader.join(STOP_S)
+            reader.join(LAST_WORDS_S)
             if not self._stopping.is_set():
+                kills = self._oom_kills() - kills
                 self._note_death(
-                    crashes.classify(code, self._lines, out_of_memory_kills=out_of_memory_kills() - kills)
+                    crashes.classify(code, self._lines, out_of_memory_kills=kills, gpu=self._gpu())
                 )
             with self._changed:
                 self._process = None
                 self._changed.notify_all()
             if self._given_up:
                 return
-            self._stopping.wait(self._restarts.delay_s)
+            self._stopping.wait(self._deaths.delay_s)
+
+    def _port_gets_free(self) -> bool:
+        end = time.monotonic() + PORT_S
+        while is_taken(self._address) and not self._stopping.is_set():
+            if time.monotonic() >= end:
+                return False
+            self._stopping.wait(PORT_S / 20)
+        return True
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         self._lines.clear()
+        self._failed_packs.clear()
+        self._answered = False
         process = subprocess.Popen(
             self._command,
             cwd=self._folder,
@@ -212,11 +245,24 @@ class ComfyProcess:
         if process.stdout is None:
             return
         with process.stdout as stream:
-            for raw in stream:
-                line = raw.decode("utf-8", "replace").rstrip()
-                if line:
-                    self._lines.append(line)
-                    comfy_logger.info("%s", line)
+            self._log(stream)
+
+    def _log(self, stream: IO[bytes]) -> None:
+        reader = output.Reader()
+        while raw := stream.readline(READ_BYTES):
+            found = reader.read(raw)
+            if found is None:
+                continue
+            level, text = found
+            self._lines.append(text)
+            comfy_logger.log(level, "%s", text)
+            pack = output.failed_import(text)
+            if pack is not None:
+                self._failed_packs.append(pack)
+                logger.warning(
+                    "The custom node pack %s could not be imported, so its nodes are missing; the reason is above.",
+                    pack,
+                )
 
     def _end_group(self, pid: int) -> None:
         try:
@@ -225,34 +271,12 @@ class ComfyProcess:
             return
 
     def _note_death(self, crash: crashes.Crash) -> None:
-        now = time.monotonic()
-        self._deaths.append(now)
-        while self._deaths and now - self._deaths[0] > self._restarts.window_s:
-            self._deaths.popleft()
+        self._deaths.add(time.monotonic() - self._began, answered=self._answered)
         self._crash = crash
-        if not crash.restart_helps or len(self._deaths) >= self._restarts.limit:
-            self._given_up = True
-        logger.error("%s%s", crash.sentence, " It is not started again." if self._given_up else "")
+        given_up = not crash.restart_helps or self._deaths.are_too_many
+        logger.error("%s%s", crash.sentence, " It is not started again." if given_up else "")
         for line in list(self._lines)[-20:]:
             logger.error("ComfyUI said: %s", line)
-
-
-def die_with_parent() -> Callable[[], None] | None:
-    """
-    Return what a child runs so that it ends with the thread that started it (Linux only).
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL) and None
-
-
-def out_of_memory_kills(events: Path = Path("/sys/fs/cgroup/memory.events")) -> int:
-    """
-    Return how many processes the kernel killed for memory in our own control group; 0 where it cannot be read.
-    """
-    try:
-        rows = dict(line.split() for line in events.read_text().splitlines())
-        return int(rows.get("oom_kill", 0))
-    except (OSError, ValueError):
-        return 0
+        self._given_up = given_up
+        if given_up:
+            self.on_given_up()

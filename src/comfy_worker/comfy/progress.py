@@ -28,7 +28,7 @@ counted against what the node announced. Sources: ComfyUI 0.3.64 and 0.27.0.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from comfy_worker.comfy import messages
@@ -164,7 +164,10 @@ class PromptState:
         if isinstance(message, messages.Status):
             return self._status(message)
         if isinstance(message, messages.Picture):
-            return Step(mine=self._picture(message))
+            results = len(self.pictures)
+            mine = self._picture(message)
+            is_preview = mine and len(self.pictures) == results
+            return Step(self._preview(message) if is_preview else None, mine=mine)
         if isinstance(message, messages.Text):
             return Step(mine=self._text(message))
         if getattr(message, "prompt_id", None) != self.prompt_id:
@@ -191,6 +194,9 @@ class PromptState:
         if owner is not None:
             self.pictures.append((owner, picture.mime, bytes(picture.data)))
         return owner is not None or picture.prompt_id is not None
+
+    def _preview(self, picture: messages.Picture) -> Event | None:
+        return replace(self._shown, preview=(picture.mime, picture.data)) if self._shown else None
 
     def _text(self, message: messages.Text) -> bool:
         # It goes to every client and names no prompt, but only one prompt runs at a time.

@@ -3,7 +3,8 @@ Run one prompt on one ComfyUI, from the queue to its verdict; whatever goes wron
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ from comfy_worker.job import Event, Observer
 logger = logging.getLogger(__name__)
 
 SOCKET_WAIT_S = 2.0
+NO_SUCH_CLASS = re.compile(r"missing_node_type|Cannot execute because node .+ does not exist")
+"""How ComfyUI refuses a class that it does not have: 0.27.0, 0.3.64."""
 
 
 class Engine(Protocol):
@@ -41,6 +44,12 @@ class Engine(Protocol):
     def stuck(self) -> None:
         """
         Take note that ComfyUI did not let go of a cancelled prompt.
+        """
+
+    @property
+    def failed_packs(self) -> Sequence[str]:
+        """
+        The custom node packs that ComfyUI could not import, as far as is known.
         """
 
 
@@ -164,7 +173,16 @@ class Prompts:
             "client_id": client_id,
             "extra_data": extra,
         }
-        node_errors = submit(self._client, body, deadline, self._catalog.fresh).node_errors
+        try:
+            node_errors = submit(self._client, body, deadline, self._catalog.fresh).node_errors
+        except WorkflowInvalid as exc:
+            packs = self._engine.failed_packs if NO_SUCH_CLASS.search(str(exc)) else ()
+            if not packs:
+                raise
+            raise WorkflowInvalid(
+                f"{exc}\n\nComfyUI could not import these custom node packs, and its log says why: {', '.join(packs)}",
+                **exc.details,
+            ) from exc
         if node_errors and order.strict:
             self._take_back(order.prompt_id, self._cancel_grace_s)
             raise refusals.partly_refused(node_errors, order.workflow, self._catalog.fresh)

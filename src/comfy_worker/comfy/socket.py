@@ -57,6 +57,8 @@ class EventSocket:
         self._closing = threading.Event()
         self._failures = 0
         self._thread: threading.Thread | None = None
+        self.tap: Callable[[Any], None] | None = None
+        """Handed every text frame as it came, on the reader's thread; must return at once."""
 
     @property
     def connected(self) -> bool:
@@ -188,6 +190,8 @@ class EventSocket:
         if parse is None:
             return
         message = parse(data)
+        if self.tap is not None and opcode == websocket.ABNF.OPCODE_TEXT:
+            self.tap(data)
         if self._trace:
             logger.info("websocket: %s", type(message).__name__)
         prompt_id = getattr(message, "prompt_id", None)

@@ -67,6 +67,8 @@ def _clean(value: Any, path: str, changed: list[str]) -> Any:
 
 
 def _text(text: str, path: str, changed: list[str]) -> str:
+    if text.isascii():  # known without a look: the text of a large file is not copied
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -22,7 +22,7 @@ from comfy_worker.errors import (
 from comfy_worker.faces.reply import sealed, shown
 from comfy_worker.faces.runpod_progress import Poster, Progress
 from comfy_worker.job import Event, Job, Observer, Output, Result, ignore
-from comfy_worker.parse import Rules, parse
+from comfy_worker.parse import UNNAMED_JOB, Rules, parse
 from comfy_worker.parse_bucket import secrets_of
 from comfy_worker.pool import Ticket
 
@@ -56,7 +56,7 @@ class RunpodFace:
 
         A failure is a dict with a truthy `error`, which the SDK turns into FAILED; nothing is raised but a real cancel.
         """
-        job_id = str(raw.get("id") or "local").encode(errors="replace").decode()
+        job_id = str(raw.get("id") or UNNAMED_JOB).encode(errors="replace").decode()
         limit = self.limits[job_id.startswith("sync-")]
         token = log.current_job.set(job_id)
         try:
@@ -86,6 +86,13 @@ class RunpodFace:
     ) -> dict[str, Any]:
         rules = replace(self.rules, limit_bytes=limit)
         job = parse(job_id, raw.get("input"), rules, s3_config=raw.get("s3Config"))
+        reply = await self._ran(job, observe)
+        if job.params is not None:
+            reply["params"] = log.MASK.value(dict(job.params))
+        return reply
+
+    async def _ran(self, job: Job, observe: Observer) -> dict[str, Any]:
+        job_id = job.id
         # A second delivery of an id that runs sends no progress: it could overtake the result of the first.
         if self.poster is None or job_id in self._told:
             return to_reply(await finished(self.submit(job, observe)))

@@ -11,13 +11,15 @@ import signal
 import sys
 import types
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from comfy_worker import log
-from comfy_worker.comfy.process import die_with_parent
-from comfy_worker.errors import ComfyUnavailable
+from comfy_worker.comfy.child import die_with_parent
+from comfy_worker.errors import ComfyUnavailable, WorkerError
+from comfy_worker.faces.runpod_drain import Drain, Left
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,8 @@ class Loop:
     """
     The SDK's job loop over one handler. `config` is the SDK's own dict: it is read again after each job.
 
-    `close` ends ComfyUI; it is called before the SDK ends the process of an unfit worker the hard way.
+    `close` ends ComfyUI; it is called before the SDK ends the process of an unfit worker the hard way. `cancel` ends the
+    running jobs when they have not ended within `grace_s` after the worker was told to stop.
     """
 
     handler: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -89,6 +92,12 @@ class Loop:
     refresh_worker: bool
     system_stats: Callable[[], Mapping[str, Any]]
     close: Callable[[], None]
+    cancel: Callable[[], object] = lambda: None
+    grace_s: float = 30.0
+    drain: Drain = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.drain = Drain(self.grace_s, self.cancel, _taken)
 
     def load(self) -> None:
         """
@@ -111,7 +120,8 @@ class Loop:
             os.register_at_fork(after_in_child=follow)
         if worker_state.IS_LOCAL_TEST:
             sys.argv += wrapped_test_input(sys.argv, Path("test_input.json"))
-        runpod.serverless.start(self.config())
+        with suppress(Left):
+            runpod.serverless.start(self.config())
         for job in list(worker_state.JobsProgress()):
             log.current_job.set(str(job))
             logger.error("Job %s was taken while the worker was shutting down, and was not run.", job)
@@ -122,11 +132,12 @@ class Loop:
         """
         config: dict[str, Any] = {
             "handler": None,
-            "concurrency_modifier": lambda _current: self.concurrency,
+            "concurrency_modifier": self.scale,
             "refresh_worker": self.refresh_worker,
         }
 
         async def handler(job: dict[str, Any]) -> dict[str, Any]:
+            self.drain.begins(str(job.get("id")))
             reply = await self.handler(job)
             if reply.get("refresh_worker"):
                 # In the reply it only reaches the platform, and this worker takes another job. In the config the loop
@@ -137,16 +148,29 @@ class Loop:
         config["handler"] = handler
         return config
 
+    def scale(self, _current: int) -> int:
+        """
+        Return how many jobs to take at once. The SDK asks inside its loop, before it takes the first.
+        """
+        self.drain.install()
+        return self.concurrency
+
     def comfyui(self) -> None:
         """
-        Be the fitness check, which the platform sees by this name: raise unless ComfyUI answers and has a device.
+        Be the fitness check, which the platform sees by this name: raise unless the worker can serve jobs.
         """
         try:
             if not self.system_stats().get("devices"):
                 raise ComfyUnavailable("ComfyUI answers and reports no device to run on.")
-        except ComfyUnavailable:
+        except WorkerError:
             self.close()
             raise
+
+
+def _taken() -> list[str]:
+    from runpod.serverless.modules import worker_state  # loaded by then
+
+    return [str(job) for job in list(worker_state.JobsProgress())]
 
 
 def wrapped_test_input(argv: list[str], path: Path) -> list[str]:

@@ -5,8 +5,43 @@ What objects are called: pure, the same for every store that has keys.
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
+from typing import Protocol
 
 from comfy_worker.job import Artifact, Bucket
+
+
+class Named(Protocol):
+    """
+    A file that ComfyUI made, by its name: an artifact or an output.
+    """
+
+    @property
+    def filename(self) -> str:
+        """
+        The last part of its name.
+        """
+
+    @property
+    def subfolder(self) -> str:
+        """
+        The folder it was saved in, empty for none.
+        """
+
+
+def names_of(files: Sequence[Named]) -> list[str]:
+    """
+    Return what files are called among themselves: the file's name, with its folder where an earlier one has the same.
+    """
+    names: list[str] = []
+    for file in files:
+        name, number = file.filename, 1
+        if name in names and file.subfolder:
+            name = f"{file.subfolder}/{name}"
+        while name in names:
+            number += 1
+            name = f"{number}_{file.filename}"
+        names.append(name)
+    return names
 
 
 def plan(
@@ -18,9 +53,11 @@ def plan(
     """
     Return one key per artifact, in order, no two alike.
 
-    With a bucket name: `[<prefix>/]<job_id>/[<subfolder>/]<file name>`, where the second file of a name gets its node's
+    A plain bucket: `<prefix><name>`, both as they are. With a bucket name: `[<prefix>/]<job_id>/[<subfolder>/]<file name>`, where the second file of a name gets its node's
     id in front. Without one, the legacy layout: `<job_id>/<8 hex digits><extension>`.
     """
+    if bucket.plain:
+        return [f"{bucket.prefix}{name}" for name in names_of(artifacts)]
     if bucket.bucket is None:
         return [
             f"{_path(job_id) or 'job'}/{random_id()[:8]}{_suffix(artifact.filename)}"

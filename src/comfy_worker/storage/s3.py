@@ -134,7 +134,20 @@ class S3Store:
                         raise
         raise AssertionError("the last attempt returned or raised")
 
+    def probe(self, url: str, check: Callable[[], None] = _nothing) -> None:
+        """
+        Return if the object that an s3 URL names may be read.
+
+        Raises:
+            InputUnavailable: it may not, or is not there.
+        """
+        name, _, key = url.removeprefix("s3://").partition("/")
+        with _translated(InputUnavailable, check):
+            self._client(self._bucket).head_object(Bucket=name, Key=key)
+
     def _link(self, client: "S3Client", name: str, key: str) -> str:
+        if self._bucket.plain:
+            return f"s3://{name}/{key}"
         if self._bucket.public_url is not None:
             path = key if self._bucket.bucket else f"{name}/{key}"
             return f"{self._bucket.public_url.rstrip('/')}/{quote(path, safe='/~')}"
@@ -178,8 +191,9 @@ def _connect(session: "Session", bucket: Bucket, patience: Patience) -> "S3Clien
         "s3",
         endpoint_url=_endpoint(bucket),
         region_name=_region(bucket),
-        aws_access_key_id=bucket.access_key,
-        aws_secret_access_key=bucket.secret_key.get_secret_value(),
+        # Without keys boto3 looks for those of the machine, as the AWS tools do.
+        aws_access_key_id=bucket.access_key or None,
+        aws_secret_access_key=bucket.secret_key.get_secret_value() or None,
         aws_session_token=token.get_secret_value() if token else None,
         config=Config(
             signature_version="s3v4",
