@@ -82,7 +82,7 @@ def test_salad_s4_death_of_comfyui_ends_requests(
 ) -> None:
     """When ComfyUI dies, waiting requests are 500 and asynchronous ones send `prompt.failed`."""
     with EngineThread(tmp_path / "engine", test_nodes=True) as mortal:
-        served = serve_salad(launch_of(mortal))
+        served = serve_salad(launch_of(mortal), comfy_api_available_max_retries=20)
         client = served.worker.engine.client  # type: ignore[attr-defined]
         served.post("/prompt", {"id": "bg", "prompt": slow(30, 1), "webhook_v2": f"{desk.url}/hook"})
         with ThreadPoolExecutor(1) as pool:
