@@ -21,6 +21,21 @@ from comfy_worker.wiring import Worker
 OURS = {name for entry in settings.fields(Settings) for name in settings.names_of(entry)}
 
 
+NO_COMFYUI = "no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """
+    Say loudly at the end what was not tested: a run without a real ComfyUI must not look like one with it.
+    """
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if NO_COMFYUI in str(report.longrepr)
+    ]
+    if skipped:
+        text = f"NO REAL COMFYUI WAS FOUND: {len(skipped)} tests on it were skipped"
+        terminalreporter.write_sep("!", text, red=True, bold=True)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """

@@ -6,14 +6,13 @@ and a checkpoint of random weights, and ended by its process id.
 """
 
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WorkerFactory, launch_of
+from conftest import NO_COMFYUI, WorkerFactory, launch_of
 from support import random_checkpoint
 
 from comfy_worker.comfy import launch
@@ -46,10 +45,7 @@ def real_launch(base: Path) -> Launch:
     config = Settings(comfyui_path=Path(REAL_PATH) if REAL_PATH else None)
     folder = launch.installed(config)
     if folder is None:
-        warnings.warn(
-            "NO REAL COMFYUI WAS FOUND: the tests on it are skipped", pytest.PytestWarning, stacklevel=1
-        )
-        pytest.skip("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI")
+        pytest.skip(NO_COMFYUI)
     for name in ("input", "output", "models/checkpoints"):
         (base / name).mkdir(parents=True)
     random_checkpoint.write(base / "models" / "checkpoints" / CHECKPOINT)
