@@ -26,7 +26,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 WORKFLOW = {"1": {"class_type": "PreviewAny", "inputs": {"source": "hello"}}}
 FOREIGN = re.compile(
-    r"/work/|/root\b|/home/|/tmp/|/Users/|file://|pypi|registry|mirror\.|proxy\.golang|\d+\.\d+\.\d+\.\d+:(?!8188)\d{4}"
+    r"/(?:work|home|tmp|Users)/|/root\b|file://|pypi|registry|mirror\.|proxy\.golang|\d+\.\d+\.\d+\.\d+:(?!8188)\d{4}"
 )
 
 
