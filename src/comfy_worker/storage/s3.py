@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from comfy_worker.errors import DeliveryFailed, InputUnavailable, WorkerError
 from comfy_worker.job import Bucket
+from comfy_worker.storage import parts
 from comfy_worker.storage.endpoint import check, hints, region_of, without_bucket
 from comfy_worker.storage.reasons import reason
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PART_BYTES", "S3Store", "Stores", "check", "hints"]
 
-PART_BYTES = 8 << 20
+PART_BYTES = parts.PART_BYTES
 _READ_BYTES = 256 << 10
 _MOST_CLIENTS = 16  # jobs may bring their own bucket
 _ATTEMPTS = 3
@@ -233,24 +234,7 @@ def _send(
         with _Watched(content, check) as body:
             client.put_object(Bucket=bucket, Key=key, Body=body, ContentType=mime)
     else:
-        _send_parts(client, bucket, key, content, mime, check)
-
-
-def _send_parts(
-    client: "S3Client", bucket: str, key: str, path: Path, mime: str, check: Callable[[], None]
-) -> None:
-    from boto3.s3.transfer import TransferConfig
-
-    # Parts are read from disk while they are sent, so memory does not grow with their size.
-    config = TransferConfig(
-        multipart_threshold=PART_BYTES,
-        multipart_chunksize=PART_BYTES,
-        max_concurrency=4,
-        preferred_transfer_client="classic",
-    )
-    client.upload_file(
-        str(path), bucket, key, ExtraArgs={"ContentType": mime}, Callback=lambda _: check(), Config=config
-    )
+        parts.send(client, bucket, key, content, mime, check)
 
 
 def _receive(
