@@ -416,7 +416,6 @@ def test_built_in_engine_is_spoken_to(engine_client: Client, tmp_path: Path) -> 
     assert engine_client.object_info("SaveImage")["output_node"] is True
     assert engine_client.object_info("NoSuchNode") == {}
     assert "LoadImage" in engine_client.object_info()
-    assert "Preview3DAnimation" in engine_client.replacements()
     assert engine_client.queue({}).status == 400
     assert not engine_client.view("missing.png", "", "output", tmp_path / "x")
 

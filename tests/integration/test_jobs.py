@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import requests
 from conftest import WorkerFactory
 from integration.conftest import Comfy, ksampler_workflow
 from PIL import Image
@@ -242,3 +244,17 @@ def colour(index: int) -> tuple[int, int, int]:
     Return a colour that no other index has, nor one near it.
     """
     return (index % 64 * 4, index // 64 * 4, 77)
+
+
+def test_class_that_comfyui_replaced_runs_without_meta(real_comfy: Comfy, make_worker: WorkerFactory) -> None:
+    """D29: a removed class that ComfyUI replaces must not end in its bare 500 because the node has no `_meta`."""
+    worker = make_worker(real_comfy.launch)
+    replaced = requests.get(f"{real_comfy.launch.url}/node_replacements", timeout=5)
+    if replaced.status_code != 200 or "Load3DAnimation" not in replaced.json():
+        pytest.skip("this ComfyUI replaces no class")
+    workflow = {**empty_workflow(0x123123), "9": node("Load3DAnimation")}
+
+    reply = run(worker, job_of("replaced", workflow))
+
+    assert "error" not in reply, reply
+    assert len(reply["images"]) == 1

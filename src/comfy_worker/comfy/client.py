@@ -195,13 +195,6 @@ class Client:
         body = self._send("GET", f"/models/{quote(category, safe='')}").json()
         return [str(name) for name in body] if isinstance(body, list) else []
 
-    def replacements(self) -> frozenset[str]:
-        """
-        Return the removed classes that ComfyUI replaces by itself (0.27; empty before).
-        """
-        body = self._send("GET", "/node_replacements").json()
-        return frozenset(body) if isinstance(body, dict) else frozenset()
-
     def upload(self, name: str, source: Path, *, overwrite: bool = False) -> str:
         """
         Put a file into ComfyUI's input folder; return the name a node must use.

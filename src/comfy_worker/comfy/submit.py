@@ -40,7 +40,7 @@ def submit(
     for attempt in (1, 2):
         reply: Reply | None
         try:
-            reply = client.queue(body)
+            reply = client.queue(body if attempt == 1 else _with_meta(body))
         except NotListening:
             raise
         except ComfyUnavailable:
@@ -70,6 +70,13 @@ def _judged(reply: Reply, body: Mapping[str, Any], choices: Callable[[str], Mapp
             "Error queuing workflow: it is larger than ComfyUI's --max-upload-size.", field="workflow"
         )
     raise refusals.refusal(reply.status, reply.body, body["prompt"], choices)
+
+
+def _with_meta(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """
+    Give every node a `_meta`: ComfyUI 0.27 answers 500 to a class that it replaces by a newer one on a node without it.
+    """
+    return {**body, "prompt": {node_id: {"_meta": {}, **node} for node_id, node in body["prompt"].items()}}
 
 
 def _known(client: Client, prompt_id: str, deadline: Deadline) -> bool:
