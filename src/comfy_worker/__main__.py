@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from comfy_worker import __version__, entry, workflow_command
 from comfy_worker import serve as serving
+from comfy_worker.bench.cli import bench
 from comfy_worker.errors import ComfyUnavailable, ConfigInvalid, ModelUnavailable
 from comfy_worker.job import Event
 from comfy_worker.models.cli import app as models_app
@@ -23,6 +25,7 @@ from comfy_worker.models.cli import app as models_app
 app = typer.Typer(help="Any ComfyUI workflow as an API call.", no_args_is_help=True, add_completion=False)
 app.add_typer(models_app, name="models")
 app.add_typer(workflow_command.app, name="workflow")
+app.command()(bench)
 console = Console(stderr=True)
 
 FILE_GROUPS = ("images", "videos", "audio", "files")
@@ -99,6 +102,26 @@ def serve(
     ComfyUI is started, watched and ended as under RunPod; COMFYUI_URL uses one that runs. Settings: environment variables.
     """
     raise typer.Exit(serving.serve(os.environ, face, host, port))
+
+
+@app.command()
+def vast(
+    model_port: Annotated[
+        int,
+        typer.Option(
+            min=1, max=65535, help="Port of the model server that is started with it, on 127.0.0.1."
+        ),
+    ] = 18288,
+) -> None:
+    """
+    Be a serverless worker of Vast.ai: the PyWorker on Vast's SDK, and behind it `serve --face vast`.
+
+    MODEL_SERVER_URL uses a model server that runs. Needs comfy-worker[vast], or a Python that has vastai in VAST_PYTHON.
+    """
+    from comfy_worker.pyworker import program  # only needed here
+
+    command = [sys.executable, "-m", "comfy_worker", "serve", "--face", "vast", "--port", str(model_port)]
+    raise typer.Exit(program.start(os.environ, command, f"http://127.0.0.1:{model_port}"))
 
 
 def read_job(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Sizes are added up before anything is encoded. A file that cannot be handed over
 no reply is sent that the platform would drop.
 """
 
-import binascii
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import orjson
+import pybase64
 
 from comfy_worker import convert, parallel, picture
 from comfy_worker.deadline import Deadline
@@ -92,11 +92,11 @@ def base64_of(content: Path | bytes, chunk_bytes: int = CHUNK_BYTES) -> str:
     `chunk_bytes` is a multiple of 3. At most 2.7 times the file is in memory: the text, and the pieces it is put together from.
     """
     if isinstance(content, bytes):
-        return binascii.b2a_base64(content, newline=False).decode("ascii")
+        return pybase64.b64encode_as_string(content)
     pieces = []
     with content.open("rb", buffering=0) as stream:
         while chunk := _full_chunk(stream.read, chunk_bytes):
-            pieces.append(binascii.b2a_base64(chunk, newline=False).decode("ascii"))
+            pieces.append(pybase64.b64encode_as_string(chunk))
     return "".join(pieces)
 
 

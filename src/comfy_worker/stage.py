@@ -5,8 +5,6 @@ Input files are named by their content: equal bytes share a file and keep ComfyU
 name cannot be mixed up. The references in the workflow follow. A name that no node refers to is also placed as it is.
 """
 
-import base64
-import binascii
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comfy_worker import graph, parallel, picture
+from comfy_worker import graph, inline, parallel, picture
 from comfy_worker.buckets import Probe
 from comfy_worker.cache import UrlCache
 from comfy_worker.comfy.cached import cached_name
@@ -31,7 +29,6 @@ FAILED_TEXT = "Failed to upload one or more input images"
 NO_MODELS = "this worker takes no models from URLs: it does not know ComfyUI's models folder (MODEL_DIR)"
 MODEL_MAX_BYTES = 1 << 50
 MODELS_AT_ONCE = 4
-WHITESPACE = {ord(char): None for char in " \t\r\n\f\v"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +223,7 @@ class Stager:
         for file in files:
             if file.data is not None:
                 try:
-                    data = self._decoded(file)
+                    data = inline.decoded(file, self._max_bytes)
                 except InputUnavailable as exc:
                     failures[file.field] = str(exc)
                     continue
@@ -247,24 +244,6 @@ class Stager:
             raise InputUnavailable(FAILED_TEXT, details=details, field=next(iter(failures)))
         return paths
 
-    def _decoded(self, file: InputFile) -> bytes:
-        name = _shown(file)
-        text = file.data or ""
-        if text[:5].lower() == "data:" or "," in text[:256]:
-            text = text.partition(",")[2]
-        if len(text) * 3 // 4 > self._max_bytes + 4:
-            raise InputUnavailable(
-                f"Error uploading {name}: '{file.field}' is larger than {self._max_bytes:,} bytes (INPUT_MAX_MB)"
-            )
-        try:
-            data = base64.b64decode(text.translate(WHITESPACE), validate=True)
-        except (binascii.Error, ValueError) as exc:
-            hint = " (send base64, a data URI, or an http, https or s3 URL)"
-            raise InputUnavailable(f"Error decoding base64 for {name}: {exc}{hint}") from exc
-        if not data:
-            raise InputUnavailable(f"Error decoding base64 for {name}: '{file.field}' is empty")
-        return data
-
 
 @contextmanager
 def _told_of(file: InputFile) -> Iterator[None]:
@@ -275,12 +254,8 @@ def _told_of(file: InputFile) -> Iterator[None]:
         yield
     except InputUnavailable as exc:
         reason = str(exc).rpartition(": ")[2]
-        text = f"Error uploading {_shown(file)}: {reason}"
+        text = f"Error uploading {inline.shown(file)}: {reason}"
         raise InputUnavailable(FAILED_TEXT, details=[text], field=file.field) from exc
-
-
-def _shown(file: InputFile) -> str:
-    return file.name if len(file.name) <= 200 else file.field
 
 
 def _named(value: str, names: Collection[str]) -> str | None:

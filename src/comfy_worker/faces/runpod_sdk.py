@@ -20,6 +20,7 @@ from comfy_worker import log
 from comfy_worker.comfy.child import die_with_parent
 from comfy_worker.errors import ComfyUnavailable, WorkerError
 from comfy_worker.faces.runpod_drain import Drain, Left
+from comfy_worker.faces.runpod_wake import Pauses
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class Loop:
     cancel: Callable[[], object] = lambda: None
     grace_s: float = 30.0
     drain: Drain = field(init=False)
+    pauses: Pauses = field(init=False, default_factory=Pauses)
 
     def __post_init__(self) -> None:
         self.drain = Drain(self.grace_s, self.cancel, _taken)
@@ -112,8 +114,10 @@ class Loop:
         Serve jobs until the platform ends the worker, or run `test_input.json` once where there is no platform.
         """
         import runpod  # a second of work, so only here
-        from runpod.serverless.modules import rp_fitness, worker_state
+        from runpod.serverless.modules import rp_fitness, rp_scale, worker_state
 
+        if not self.pauses.install(rp_scale):
+            logger.info("This version of the runpod SDK takes its jobs on a grid of a second.")
         rp_fitness.register_fitness_check(self.comfyui)
         if (follow := die_with_parent()) is not None:
             # The SDK's ping process outlives a killed worker, and goes on telling the platform that it lives.
@@ -138,6 +142,7 @@ class Loop:
 
         async def handler(job: dict[str, Any]) -> dict[str, Any]:
             self.drain.begins(str(job.get("id")))
+            self.pauses.when_this_task_ends()
             reply = await self.handler(job)
             if reply.get("refresh_worker"):
                 # In the reply it only reaches the platform, and this worker takes another job. In the config the loop
@@ -150,9 +155,10 @@ class Loop:
 
     def scale(self, _current: int) -> int:
         """
-        Return how many jobs to take at once. The SDK asks inside its loop, before it takes the first.
+        Return how many jobs to take at once. The SDK asks inside its loop, before it takes the first and after each take.
         """
         self.drain.install()
+        self.pauses.wake()
         return self.concurrency
 
     def comfyui(self) -> None:
