@@ -41,6 +41,18 @@ BAD: dict[str, str] = {
     "shutdown_grace_s": "-1",
     "oom_retry": "x",
     "min_free_disk_mb": "-1",
+    "max_queue_size": "0",
+    "api_cache_ttl": "0",
+    "include_comfyui_response": "maybe",
+    "output_base64_max_bytes": "0",
+    "vast_url_inputs": "some",
+    "s3_connect_timeout": "0",
+    "s3_connect_attempts": "0",
+    "keep_local_outputs": "maybe",
+    "webhook_url": "ftp://example.com",
+    "webhook_timeout": "61",
+    "vast_sessions": "-1",
+    "worker_http_port": "70000",
     "min_free_memory_mb": "none",
     "orphan_age_s": "-1",
     "websocket_reconnect_attempts": "many",
@@ -91,6 +103,11 @@ BAD: dict[str, str] = {
     "system_webhook_events": "executing, everything",
 }
 FREE = {
+    "backend_failure_threshold",  # anything that is no positive number is 3, as Vast's users know it
+    "s3_allowed_buckets",
+    "comfy_model",
+    "vast_backend",
+    "vast_log_file",
     "server_api_key",
     "cache_dir", "model_dir", "system_meta", "http_auth_header_name", "http_auth_header_value",
     "aws_region", "aws_access_key_id", "aws_secret_access_key", "aws_session_token",
@@ -140,6 +157,7 @@ def test_every_field_has_one_name_and_a_sentence() -> None:
             "Models",
             "Storage",
             "RunPod",
+            "Vast",
             "Log",
         }
 

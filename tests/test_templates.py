@@ -501,13 +501,16 @@ def test_python_wins_over_yaml_and_the_clash_is_told(tmp_path: Path) -> None:
 
 def test_shipped_templates_are_all_there() -> None:
     """
-    Text to image and image to image for five families, and nothing to complain about.
+    Text to image and image to image for five families, Vast's modifiers and models, and nothing to complain about.
     """
     found = Templates.load([shipped()])
 
     kinds = ("image-to-image", "text-to-image")
     families = ("flux", "sd15", "sd3", "sdxl", "z-image")
-    assert found.names() == tuple(f"{family}/{kind}" for family in families for kind in kinds)
+    vast = ("Image2Image", "Text2Image", "flux", "sd3")
+    assert found.names() == tuple(
+        sorted([*vast, *(f"{family}/{kind}" for family in families for kind in kinds)])
+    )
     assert found.problems == ()
 
 
@@ -519,7 +522,7 @@ def test_shipped_template_documents_every_parameter(name: str) -> None:
     schema = Templates.load([shipped()]).get(name).schema()
 
     assert all(entry["description"] for entry in schema["properties"].values())
-    assert set(schema["required"]) <= {"prompt", "image"}
+    assert set(schema.get("required", ())) <= {"prompt", "image", "input_image"}
 
 
 def test_job_with_a_template_is_parsed() -> None:

@@ -84,7 +84,7 @@ def run(
 
 @app.command()
 def serve(
-    face: Annotated[serving.Face, typer.Option(help="Whose API: runpod or salad.")],
+    face: Annotated[serving.Face, typer.Option(help="Whose API: runpod, salad or vast.")],
     host: Annotated[
         str | None,
         typer.Option(help="Address to listen on; by default 127.0.0.1 (salad: HOST, or every one)."),
@@ -92,7 +92,9 @@ def serve(
     port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Port; 0 takes a free one; by default 8000 (salad: PORT, or 3000)."
+            min=0,
+            max=65535,
+            help="Port; 0 takes a free one; by default 8000 (salad: PORT, or 3000; vast: 18288).",
         ),
     ] = None,
 ) -> None:
@@ -121,7 +123,8 @@ def vast(
     from comfy_worker.pyworker import program  # only needed here
 
     command = [sys.executable, "-m", "comfy_worker", "serve", "--face", "vast", "--port", str(model_port)]
-    raise typer.Exit(program.start(os.environ, command, f"http://127.0.0.1:{model_port}"))
+    defaults = serving.DEFAULTS[serving.Face.vast]
+    raise typer.Exit(program.start(os.environ, command, f"http://127.0.0.1:{model_port}", defaults))
 
 
 def read_job(path: Path) -> dict[str, Any]:

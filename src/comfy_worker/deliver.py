@@ -63,7 +63,7 @@ def deliver(
         JobCancelled, JobTimedOut: the deadline said so.
     """
     began = time.monotonic()
-    ready, warnings = _prepare(artifacts, delivery, deadline, threads)
+    ready, warnings = prepared(artifacts, delivery, deadline, threads)
     converted_ms = (time.monotonic() - began) * 1000
     bucket: Bucket | Target | None = delivery.bucket or delivery.target
     size = base_size + sum(inline_bytes(artifact) for artifact in ready)
@@ -108,9 +108,12 @@ def _full_chunk(read: Callable[[int], bytes | None], size: int) -> bytes:
     return chunk
 
 
-def _prepare(
+def prepared(
     artifacts: Sequence[Artifact], delivery: Delivery, deadline: Deadline, threads: int
 ) -> tuple[list[Artifact], list[str]]:
+    """
+    Return the artifacts converted, or freed of their metadata, and what did not go as asked.
+    """
     if delivery.conversion is None and not delivery.strip_metadata:
         return list(artifacts), []
     tasks = [partial(_changed, artifact, delivery) for artifact in artifacts]
@@ -167,10 +170,10 @@ def _inline(artifacts: Sequence[Artifact], deadline: Deadline) -> list[Output]:
     for artifact in artifacts:
         deadline.check(STAGE)
         if isinstance(artifact.content, str):
-            outputs.append(_output(artifact, "text", artifact.content))
+            outputs.append(output_of(artifact, "text", artifact.content))
             continue
         try:
-            outputs.append(_output(artifact, "base64", base64_of(artifact.content)))
+            outputs.append(output_of(artifact, "base64", base64_of(artifact.content)))
         except OSError as exc:
             error = DeliveryFailed(f"Failed to fetch image data for {_name(artifact)} from /view endpoint.")
             error.partial = tuple(outputs)
@@ -203,17 +206,20 @@ def _upload(
         if isinstance(result, WorkerError)
     ]
     if failures:
-        raise _failed(failures, outputs)
+        raise failed(failures, outputs)
     return outputs
 
 
 def _handed_over(artifact: Artifact, key: str, store: Store, check: Callable[[], None]) -> Output:
     if isinstance(artifact.content, str):
-        return _output(artifact, "text", artifact.content)
-    return _output(artifact, "s3_url", store.put(key, artifact.content, artifact.mime, check))
+        return output_of(artifact, "text", artifact.content)
+    return output_of(artifact, "s3_url", store.put(key, artifact.content, artifact.mime, check))
 
 
-def _output(artifact: Artifact, type_: Literal["base64", "s3_url", "text"], data: str) -> Output:
+def output_of(artifact: Artifact, type_: Literal["base64", "s3_url", "text", "left"], data: str) -> Output:
+    """
+    Return what the caller gets of an artifact.
+    """
     return Output(
         node_id=artifact.node_id,
         key=artifact.key,
@@ -224,10 +230,14 @@ def _output(artifact: Artifact, type_: Literal["base64", "s3_url", "text"], data
         size_bytes=artifact.size_bytes,
         type=type_,
         data=data,
+        folder=artifact.type,
     )
 
 
-def _failed(failures: Sequence[tuple[Artifact, str]], outputs: Sequence[Output]) -> DeliveryFailed:
+def failed(failures: Sequence[tuple[Artifact, str]], outputs: Sequence[Output]) -> DeliveryFailed:
+    """
+    Return the error for files that were not handed over, each with its reason; `outputs` were.
+    """
     texts = [f"{_name(artifact)}: {reason}" for artifact, reason in failures]
     error = DeliveryFailed(
         f"{len(texts)} of the files could not be handed over. {'; '.join(texts[:5])}",

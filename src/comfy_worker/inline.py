@@ -4,6 +4,7 @@ The files that a job brings as text: base64, or a data URI.
 
 import base64
 import binascii
+import re
 
 import pybase64
 
@@ -12,6 +13,7 @@ from comfy_worker.job import InputFile
 
 WHITESPACE = {ord(char): None for char in " \t\r\n\f\v"}
 LONGEST_NAME = 200
+HEAD_CHARS = 88  # of base64: more than the 64 bytes that `kinds` looks at
 
 
 def decoded(file: InputFile, max_bytes: int) -> bytes:
@@ -45,6 +47,21 @@ def _bytes_of(text: str) -> bytes:
     except (binascii.Error, ValueError):
         # With line breaks in it, which is right as well, or wrong; the standard library says how.
         return base64.b64decode(text.translate(WHITESPACE), validate=True)
+
+
+def head_of(text: str) -> bytes | None:
+    """
+    Return the first bytes of base64 text (or of a data URI), None when it is not base64.
+    """
+    if text[:5].lower() == "data:":
+        text = text[:4096].partition(",")[2] or text.partition(",")[2][:HEAD_CHARS]
+    letters = re.sub(r"\s", "", text[: HEAD_CHARS * 2])[:HEAD_CHARS]
+    if not letters:
+        return None
+    try:
+        return base64.b64decode(letters[: len(letters) // 4 * 4] or letters, validate=True)
+    except (binascii.Error, ValueError):
+        return None
 
 
 def shown(file: InputFile) -> str:

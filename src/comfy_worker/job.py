@@ -29,7 +29,8 @@ class Bucket:
     Where and how objects are stored. `bucket` None is the legacy layout: the month is the first part of the path.
 
     `expiry_s` is the life of a presigned link, 1..604800; `public_url` replaces signing by a plain URL. `plain`: keys are
-    `<prefix><file name>` taken literally, and `s3://bucket/key` is handed out.
+    `<prefix><file name>` taken literally, and `s3://bucket/key` is handed out, or a presigned link with `links`.
+    `connect_timeout_s` and `attempts` are the worker's own where they are None.
     """
 
     endpoint_url: str | None
@@ -43,6 +44,9 @@ class Bucket:
     expiry_s: int = 604_800
     public_url: str | None = None
     plain: bool = False
+    links: bool = False
+    connect_timeout_s: float | None = None
+    attempts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +117,23 @@ Target = HttpTarget | HfTarget
 
 
 @dataclass(frozen=True, slots=True)
+class Apart:
+    """
+    Each file for itself: as base64 when it has no more than `inline_bytes` (0: none is), and in the bucket where there
+    is one. What one way loses and the other has is a note on the output. With `leave` the files stay in ComfyUI's folder.
+    """
+
+    inline_bytes: int = 0
+    leave: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """
     How the files are handed back. No `bucket` and no `target` means inline base64, unless the size budget spills to `spill`.
 
     `limit_bytes` bounds the encoded reply; `strip_metadata` removes workflow and prompt from images that keep their
-    format.
+    format. `apart` hands each file back in more than one way, or in none.
     """
 
     bucket: Bucket | None = None
@@ -127,6 +142,7 @@ class Delivery:
     conversion: Conversion | None = None
     strip_metadata: bool = False
     target: Target | None = None
+    apart: Apart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +151,8 @@ class Job:
     A request we took on, checked and translated; what a face hands to the pipeline.
 
     `reads` has the keys for s3 URLs among the inputs, where they are not those of `delivery.bucket`. `params` are those of
-    a template, drawn seeds with them, to be told to the caller. `queueing` is told the prompt id and the workflow, its
+    a template, drawn seeds with them, to be told to the caller. With `temp_if_alone` temporary files count where there are
+    no others. `queueing` is told the prompt id and the workflow, its
     inputs in place, before each run; it is no part of what makes two jobs the same.
     """
 
@@ -153,6 +170,7 @@ class Job:
     reads: Bucket | None = None
     queueing: Queueing | None = field(default=None, compare=False, repr=False)
     params: Mapping[str, Any] | None = None
+    temp_if_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +228,9 @@ class Artifact:
 class Output:
     """
     What the caller gets of one artifact: `type` is `base64` or `s3_url`, `data` the text of it.
+
+    `folder` is ComfyUI's folder it was made in. A delivery that is `apart` may leave a file (`left`: no data), put base64
+    beside a URL (`inline`), and say what did not work (`upload_error`, `inline_error`); `path` is where the file is.
     """
 
     node_id: str
@@ -219,8 +240,13 @@ class Output:
     subfolder: str
     mime: str
     size_bytes: int
-    type: Literal["base64", "s3_url", "text"]
+    type: Literal["base64", "s3_url", "text", "left"]
     data: str
+    folder: str = "output"
+    inline: str | None = None
+    upload_error: str | None = None
+    inline_error: str | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +268,8 @@ class Timings:
 class Result:
     """
     What a finished job hands back; partial success is in `warnings` and `node_errors`. `cached_nodes` did not run again.
+
+    `history` is ComfyUI's own record of the prompt, as it was.
     """
 
     job_id: str
@@ -253,3 +281,4 @@ class Result:
     only_temp: bool = False
     dry_run: bool = False
     cached_nodes: int = 0
+    history: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)

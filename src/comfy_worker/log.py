@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TextIO
 
 logger = logging.getLogger("comfy_worker")
@@ -149,3 +150,19 @@ def configure(level: str, *, as_json: bool, stream: TextIO | None = None) -> Non
     logger.propagate = False
     for noisy in ("urllib3", "botocore", "boto3", "s3transfer", "websocket", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def also_to(path: Path) -> None:
+    """
+    Send the log to a file as well, as text, where its folder exists; a file that cannot be written to is told once.
+    """
+    if not path.parent.is_dir():
+        return
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as exc:
+        logger.warning("The log cannot be written to %s: %s", path.name, exc.strerror)
+        return
+    handler.addFilter(JobFilter())
+    handler.setFormatter(TextFormatter())
+    logger.addHandler(handler)

@@ -156,7 +156,7 @@ class Pipeline:
                 reruns += 1
                 logger.warning("%s (prompt %s); the workflow runs once more.", reason, prompt_id)
             finally:
-                self._tidy(prompt_id)
+                self._tidy(prompt_id, trip.job.delivery)
 
     def _why_again(self, ran: Ran) -> str | None:
         """
@@ -188,14 +188,17 @@ class Pipeline:
             order, trip.deadline, trip.observe, lambda: trip.watch.add("queued", began)
         )
         trip.watch.add("executed", began)
-        collected = collect(
+        found = partial(
+            collect,
             finished.verdict.outputs,
             workflow,
             finished.pictures,
             locate=partial(self.files.locate, scratch=trip.scratch),
             job_folder=folder,
-            include_temp=job.include_temp,
         )
+        collected = found(include_temp=job.include_temp)
+        if collected.only_temp and job.temp_if_alone:
+            collected = found(include_temp=True)
         return Ran(prompt_id, finished, collected)
 
     def _delivered(self, trip: Trip, ran: Ran) -> Result:
@@ -248,6 +251,7 @@ class Pipeline:
             refusals.shareable(finished.node_errors, trip.job.workflow),
             trip.watch.timings(finished.node_ms or {}),
             cached_nodes=len(finished.verdict.cached),
+            history=finished.entry,
         )
 
     def _checked(self, trip: Trip, staged: Staged) -> Result:
@@ -276,13 +280,14 @@ class Pipeline:
         warnings = (*trip.job.warnings, *refusals.describe(verdict.node_errors, staged.workflow))
         return Result(trip.job.id, None, warnings=warnings, timings=trip.watch.timings({}), dry_run=True)
 
-    def _tidy(self, prompt_id: str) -> None:
+    def _tidy(self, prompt_id: str, delivery: Delivery) -> None:
         """
         Remove the files of a run, and its entry in ComfyUI's history, which names them.
         """
         if self.keep_outputs:
             return
-        self.files.clear(graph.folder_of(prompt_id))
+        if delivery.apart is None or not delivery.apart.leave:
+            self.files.clear(graph.folder_of(prompt_id))
         try:
             self.client.forget(prompt_id)
         except ComfyUnavailable as exc:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from comfy_worker import entry, settings
+from comfy_worker import entry, log, settings
 from comfy_worker.errors import ConfigInvalid, ModelUnavailable
+from comfy_worker.faces import vast_environ
 from comfy_worker.faces.runpod_sdk import exit_on_sigterm
 from comfy_worker.settings_parsers import TRUE
 
@@ -26,17 +27,20 @@ class Face(StrEnum):
 
     runpod = "runpod"
     salad = "salad"
+    vast = "vast"
 
 
-MODULES = {Face.runpod: "runpod_http", Face.salad: "salad"}
+MODULES = {Face.runpod: "runpod_http", Face.salad: "salad", Face.vast: "vast"}
 """Modules of `comfy_worker.faces`, each with `app_of(worker) -> FastAPI`."""
 
-ADDRESSES = {Face.runpod: ("127.0.0.1", 8000), Face.salad: ("::", 3000)}
+ADDRESSES = {Face.runpod: ("127.0.0.1", 8000), Face.salad: ("::", 3000), Face.vast: ("127.0.0.1", 18288)}
 """Where a face listens when nothing says otherwise; Salad's gateway speaks IPv6 only."""
 
 DEFAULTS: Mapping[Face, Mapping[str, str]] = {
     # ComfyUI's queue is the lane of the GPU; a 202 and a cached download are not to wait in front of it.
     Face.salad: {"WORKER_CONCURRENCY": "16", "CACHE_DIR": "~/.cache/comfyui-api"},
+    # One runs, the next one's inputs are fetched, and a finished one's files are stored.
+    Face.vast: {"WORKER_CONCURRENCY": "3"},
 }
 """What a face takes where a variable is not set."""
 
@@ -52,8 +56,9 @@ def serve(environ: Mapping[str, str], face: Face, host: str | None, port: int | 
     exit_on_sigterm()
     try:
         address_of(environ, face, host, port)
-        config = settings.load({**DEFAULTS.get(face, {}), **environ})
+        config = settings.load({**DEFAULTS.get(face, {}), **_translated(face, environ)})
         worker = entry.started(config, builtin="RUNPOD_POD_ID" not in environ)
+        _remark(face, environ, config)
     except (ConfigInvalid, ModelUnavailable) as exc:
         logger.error("%s", exc)
         return 2 if isinstance(exc, ConfigInvalid) else 1
@@ -73,6 +78,18 @@ def serve(environ: Mapping[str, str], face: Face, host: str | None, port: int | 
         return 1
     finally:
         worker.close()
+
+
+def _translated(face: Face, environ: Mapping[str, str]) -> Mapping[str, str]:
+    return vast_environ.translated(environ) if face is Face.vast else environ
+
+
+def _remark(face: Face, environ: Mapping[str, str], config: settings.Settings) -> None:
+    if face is not Face.vast:
+        return
+    log.also_to(config.vast_log_file)
+    for text in vast_environ.remarks(environ):
+        logger.warning("%s", text)
 
 
 def address_of(environ: Mapping[str, str], face: Face, host: str | None, port: int | None) -> tuple[str, int]:

@@ -26,13 +26,18 @@ from comfy_worker.settings_parsers import (
     http_url,
     level,
     metadata,
+    names_of_buckets,
     number,
     origins,
     receiver,
     several,
+    threshold,
 )
 
 ACCOUNT = ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "NAME")
+OTHER_FAMILY = frozenset(
+    {"S3_ENDPOINT_URL", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "S3_BUCKET_NAME", "S3_REGION"}
+)
 
 
 def setting(
@@ -163,6 +168,24 @@ class Settings:
     system_webhook_url: str | None = setting(None, "Receiver of system events; it may have a private address.", receiver, group="Webhooks")
     system_webhook_events: frozenset[str] = setting(frozenset(), "System events to send: `all`, or names with commas between them.", several(*SYSTEM_EVENTS), group="Webhooks")
 
+    max_queue_size: int = setting(100, "Unfinished requests that the Vast face takes on at once; more are answered with 503.", number(1, 1e6, whole=True), group="Vast")
+    api_cache_ttl: float = setting(21_600.0, "Seconds that the Vast face keeps a result, and the files of a job that were neither stored nor sent as base64.", number(1), group="Vast")
+    include_comfyui_response: bool = setting(True, "Put ComfyUI's own record into the results of the Vast face, as `comfyui_response`.", boolean, group="Vast")
+    output_base64_max_bytes: int = setting(10_485_760, "Largest file that the Vast face sends as base64.", number(1, whole=True), group="Vast")
+    backend_failure_threshold: int = setting(3, "After so many jobs in a row that found no ComfyUI, `/health` of the Vast face says 503 for good.", threshold, group="Vast")
+    vast_url_inputs: Literal["files", "all"] = setting("files", "Which whole texts of a workflow that are URLs the Vast face fetches: those that name files, or `all`.", choice("files", "all"), group="Vast")
+    s3_allowed_buckets: tuple[str, ...] = setting((), "Buckets, with commas between them, that a request to the Vast face may name while it uses the operator's keys; by default the configured one.", names_of_buckets, group="Vast")
+    s3_connect_timeout: float = setting(60.0, "Seconds a store may take to be reached from the Vast face.", number(1, 3600), group="Vast")
+    s3_connect_attempts: int = setting(3, "How often the Vast face tries to store a file.", number(1, 100, whole=True), group="Vast")
+    keep_local_outputs: bool = setting(False, "Never remove the output files of the Vast face.", boolean, group="Vast")
+    webhook_url: str | None = setting(None, "Receiver of every result of the Vast face that names none of its own; it may have a private address.", receiver, group="Vast")
+    webhook_timeout: float = setting(30.0, "Seconds a receiver of the Vast face may take to answer.", number(1, 60), group="Vast")
+    comfy_model: str | None = setting(None, "Model that `/prompt` of the Vast face draws with: `flux`, `sd3`, or a template of yours with the same parameters.", group="Vast")
+    vast_backend: str | None = setting(None, "`comfyui`: the former template, which needs COMFY_MODEL.", group="Vast", names=("BACKEND",))
+    vast_sessions: int = setting(0, "Sessions that the PyWorker allows at once; 0 leaves their routes out.", number(0, 1e6, whole=True), group="Vast")
+    worker_http_port: int | None = setting(None, "The PyWorker's plain port, where sessions are ended; by default WORKER_PORT + 1.", number(1, 65_535, whole=True), group="Vast")
+    vast_log_file: Path = setting(Path("/var/log/portal/api-wrapper.log"), "File that the Vast face logs to as well, where its folder exists; Vast's stock worker reads it.", folder, group="Vast")
+
     refresh_worker: bool = setting(False, "Recycle the worker after each job.", boolean, group="RunPod")
     progress_updates: bool = setting(True, "Send progress to `/status`, at most once a second.", boolean, group="RunPod")
     runpod_endpoint_id: str | None = setting(None, "Set by RunPod; switches the log to RunPod's JSON lines.", group="RunPod")
@@ -204,7 +227,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     given = {name: text for name, text in environ.items() if text.strip()}
     if any(f"BUCKET_{name}" in given for name in ACCOUNT):
         # Two families of names, two accounts: one never fills the gaps of the other.
-        given = {name: text for name, text in given.items() if not name.startswith("S3_")}
+        given = {name: text for name, text in given.items() if name not in OTHER_FAMILY}
     if not {"INPUT_DIR", "OUTPUT_DIR"} <= set(given):
         # Names that other programs use as well; one alone is not meant for us.
         given = {name: text for name, text in given.items() if name not in {"INPUT_DIR", "OUTPUT_DIR"}}

@@ -181,6 +181,23 @@ LEVELS = {
 }
 
 
+def names_of_buckets(text: str) -> tuple[str, ...]:
+    """
+    Read names with commas between them.
+    """
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def threshold(text: str) -> int:
+    """
+    Read a positive whole number; everything else is 3, as Vast's users know it.
+    """
+    try:
+        return value if (value := int(text)) > 0 else 3
+    except ValueError:
+        return 3
+
+
 def level(text: str) -> str:
     """
     Read a level of the log, by Python's names or by those of pino (`warn`, `fatal`, `trace`).

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comfy_worker import deliver, log, settings
+from comfy_worker import log, settings
 from comfy_worker.buckets import Buckets
 from comfy_worker.comfy.catalog import Catalog
 from comfy_worker.comfy.client import Client
@@ -23,6 +23,7 @@ from comfy_worker.comfy.process import ComfyProcess
 from comfy_worker.comfy.prompts import Prompts
 from comfy_worker.comfy.socket import EventSocket
 from comfy_worker.deadline import Deadline
+from comfy_worker.deliver_apart import hand_over
 from comfy_worker.errors import ConfigInvalid
 from comfy_worker.faces.runpod import RunpodFace
 from comfy_worker.faces.runpod_progress import Poster
@@ -66,6 +67,7 @@ class Worker:
     fetcher: Fetcher
     catalog: Catalog
     web: Web
+    bucket: Bucket | None = None
     _closed: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -162,7 +164,7 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
         Prompts(client, events, engine, catalog, cancel_grace_s=config.cancel_grace_s),
         files,
         client,
-        partial(deliver.deliver, store=buckets.store, threads=config.upload_threads),
+        partial(hand_over, store=buckets.store, threads=config.upload_threads),
         ready=partial(_ready, engine, events),
         admit=buckets.admit,
         keep_outputs=config.keep_outputs,
@@ -176,7 +178,7 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
     pool = Pool(run, threads=config.worker_concurrency, limit=config.queue_limit)
     face = _runpod_face(config, pool, lambda: engine.useless or keeper.is_worn, operator)
     return Worker(
-        config, engine, events, pool, face, scratch, files, stores, metrics, keeper, fetcher, catalog, web
+        config, engine, events, pool, face, scratch, files, stores, metrics, keeper, fetcher, catalog, web, operator
     )
 
 

@@ -36,10 +36,10 @@ class Web:
         self.webhooks = self._sender(self._guard)
         self.shelf: Shelf | None = None
         self.events: SystemEvents | None = None
-        self._event_sender = self._sender(self._guarded(allow_private=True))
+        self.own_webhooks = self._sender(self._guarded(allow_private=True))
         if config.system_webhook_url is not None and config.system_webhook_events:
             self.events = SystemEvents(
-                self._event_sender,
+                self.own_webhooks,
                 config.system_webhook_url,
                 config.system_webhook_events,
                 dict(config.system_meta),
@@ -117,4 +117,4 @@ class Web:
         Deliver what waits, within a bound.
         """
         self.webhooks.close(DRAIN_S)
-        self._event_sender.close(DRAIN_S)
+        self.own_webhooks.close(DRAIN_S)

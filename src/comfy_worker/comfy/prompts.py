@@ -76,6 +76,7 @@ class Finished:
 
     `pictures` came over the websocket only; `pictures_missing` says that some may have been lost.
     `warnings` tell of nodes that did not run although the prompt succeeded. `reused`: it had been over before.
+    `entry` is what the history says, as it came.
     """
 
     verdict: Verdict
@@ -85,6 +86,7 @@ class Finished:
     node_ms: Mapping[str, float] | None = None
     warnings: tuple[str, ...] = ()
     reused: bool = False
+    entry: Mapping[str, Any] | None = None
 
 
 class Prompts:
@@ -160,6 +162,7 @@ class Prompts:
             dict(state.node_ms),
             state.warnings(),
             reused,
+            entry,
         )
 
     def _queue(self, order: Order, client_id: str, deadline: Deadline) -> Mapping[str, Any]:

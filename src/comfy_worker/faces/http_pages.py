@@ -99,13 +99,21 @@ def pages_router(openapi_path: str, docs_path: str | None) -> APIRouter:
         return PlainTextResponse(service.worker.metrics.exposition(gauges), media_type=METRICS_TYPE)
 
     if docs_path is not None:
-        page = resources.files("comfy_worker.faces").joinpath("docs.html").read_text(encoding="utf-8")
+        page = page_of(openapi_path)
 
         @router.get(docs_path)
         async def docs() -> HTMLResponse:
-            return HTMLResponse(page.replace("{{openapi}}", openapi_path.removeprefix("/")))
+            return HTMLResponse(page)
 
     return router
+
+
+def page_of(openapi_path: str) -> str:
+    """
+    Return the page that shows an OpenAPI document.
+    """
+    page = resources.files("comfy_worker.faces").joinpath("docs.html").read_text(encoding="utf-8")
+    return page.replace("{{openapi}}", openapi_path.removeprefix("/"))
 
 
 def gauges_of(worker: Any) -> Iterator[Gauge]:

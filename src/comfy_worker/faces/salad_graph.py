@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from comfy_worker import graph
+from comfy_worker import graph, inline
 from comfy_worker.errors import JobInvalid
 from comfy_worker.faces import salad_media
 from comfy_worker.job import InputFile, UrlAuth
@@ -225,7 +225,7 @@ def _note(reading: Reading, name: str, value: str, spot: Spot, where: str, folde
         url, auth = reading.around.auth(value)
         file = replace(file, url=url, auth=auth)
     else:
-        head = salad_media.decoded_head(value)
+        head = inline.head_of(value)
         if head is None or (value[:5].lower() != "data:" and salad_media.extension_of(head) is None):
             _refuse(spot, salad_media.NO_TYPE)
         file = replace(file, data=value)
@@ -256,7 +256,7 @@ def _extension(value: str) -> str:
     if salad_media.sort_of(value) == "url":
         found = re.search(r"\.([A-Za-z0-9]{1,5})(?:[?#]|$)", value.rsplit("/", 1)[-1])
         return found[1].lower() if found else "png"
-    return salad_media.extension_of(salad_media.decoded_head(value) or b"") or "png"
+    return salad_media.extension_of(inline.head_of(value) or b"") or "png"
 
 
 def _take_models(reading: Reading, node_id: str, node: Mapping[str, Any]) -> None:

@@ -5,17 +5,13 @@ whether a path lies where it may.
 The rules are those of SaladTechnologies/comfyui-api 1.18.0, with data URIs and names of files added.
 """
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from comfy_worker import graph, kinds
+from comfy_worker import graph, inline, kinds
 
 PATH_LIMIT = 4096
-HEAD_CHARS = 88  # of base64: more than the 64 bytes that `kinds` looks at
 TEXT_BYTES = 32
 TEXT_SHARE = 0.7
 NO_TYPE = "Failed to parse base64 encoded file: Could not determine file type from base64 data"
@@ -45,23 +41,8 @@ def sort_of(value: str) -> Sort:
 
 
 def _is_encoded(value: str) -> bool:
-    head = decoded_head(value)
+    head = inline.head_of(value)
     return head is not None and extension_of(head) is not None
-
-
-def decoded_head(value: str) -> bytes | None:
-    """
-    Return the first bytes of base64 text (or of a data URI), None when it is not base64.
-    """
-    if value[:5].lower() == "data:":
-        value = value[:4096].partition(",")[2] or value.partition(",")[2][:HEAD_CHARS]
-    text = re.sub(r"\s", "", value[: HEAD_CHARS * 2])[:HEAD_CHARS]
-    if not text:
-        return None
-    try:
-        return base64.b64decode(text[: len(text) // 4 * 4] or text, validate=True)
-    except (binascii.Error, ValueError):
-        return None
 
 
 def extension_of(head: bytes) -> str | None:

@@ -147,7 +147,7 @@ class S3Store:
             self._client(self._bucket).head_object(Bucket=name, Key=key)
 
     def _link(self, client: "S3Client", name: str, key: str) -> str:
-        if self._bucket.plain:
+        if self._bucket.plain and not self._bucket.links:
             return f"s3://{name}/{key}"
         if self._bucket.public_url is not None:
             path = key if self._bucket.bucket else f"{name}/{key}"
@@ -175,7 +175,8 @@ def _identity(bucket: Bucket) -> tuple[Any, ...]:
     token = bucket.session_token.get_secret_value() if bucket.session_token else ""
     secrets = f"{bucket.secret_key.get_secret_value()}\0{token}"
     digest = hashlib.sha256(secrets.encode()).hexdigest()
-    return (_endpoint(bucket), bucket.access_key, digest, _region(bucket), _style(bucket))
+    patience = (bucket.connect_timeout_s, bucket.attempts)
+    return (_endpoint(bucket), bucket.access_key, digest, _region(bucket), _style(bucket), patience)
 
 
 def _session() -> "Session":
@@ -202,8 +203,8 @@ def _connect(session: "Session", bucket: Bucket, patience: Patience) -> "S3Clien
             # GCS, R2 and older MinIO refuse the checksums that boto3 sends since 1.36.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            retries={"mode": "standard", "max_attempts": patience.retries},
-            connect_timeout=patience.connect_timeout_s,
+            retries={"mode": "standard", "max_attempts": bucket.attempts or patience.retries},
+            connect_timeout=bucket.connect_timeout_s or patience.connect_timeout_s,
             read_timeout=patience.read_timeout_s,
             max_pool_connections=32,
         ),

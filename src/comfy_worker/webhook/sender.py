@@ -51,6 +51,7 @@ class Message:
     One POST to make. `id` is its `webhook-id`, on every attempt the same; random when empty.
 
     `lane` names what is to arrive in order at one URL, usually a job id; a message without one is alone.
+    `headers` go with it; `attempt_s` is the limit of each attempt, where it is not the sender's.
     """
 
     url: str
@@ -59,6 +60,8 @@ class Message:
     lane: str = ""
     weight: Weight = "terminal"
     signed: bool = True
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    attempt_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -232,11 +235,11 @@ class Sender:
     def _attempt(self, poster: Poster, entry: _Waiting) -> Answer:
         message = entry.message
         entry.tried += 1
-        headers = {}
+        headers = dict(message.headers)
         if message.signed:
-            headers = signed(self._key, entry.id, int(time.time()), entry.body.pieces())
+            headers |= signed(self._key, entry.id, int(time.time()), entry.body.pieces())
         try:
-            answer = poster.post(message.url, headers, entry.body, self._attempt_s)
+            answer = poster.post(message.url, headers, entry.body, message.attempt_s or self._attempt_s)
         except Exception:
             logger.exception("A webhook ended by a fault of the worker.")
             answer = Answer("the worker failed on it", final=True)
