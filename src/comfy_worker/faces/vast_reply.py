@@ -66,15 +66,13 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def status_of(entry: Entry) -> int:
+def status_of(status: str, error: WorkerError | None) -> int:
     """
     Return the HTTP status of a request's state.
     """
-    if entry.status == "cancelled":
+    if status == "cancelled":
         return CANCELLED
-    if entry.status == "failed" and entry.error is not None:
-        return failure_status(entry.error)
-    return 200
+    return failure_status(error) if status == "failed" and error is not None else 200
 
 
 def failure_status(exc: WorkerError) -> int:

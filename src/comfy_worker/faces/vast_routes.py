@@ -206,10 +206,9 @@ class Api:
         """
         Return the Result of a request with the status of its state.
         """
-        status = vast_reply.status_of(entry)
         with log.MASK.during(entry.order.secrets):
             body = await asyncio.to_thread(vast_reply.result_of, entry, includes=includes)
-        return await written(status, body)
+        return await written(vast_reply.status_of(body["status"], entry.error), body)
 
 
 async def written(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
