@@ -83,6 +83,17 @@ COPY workflows/ /opt/build/workflows/
 RUN uv pip install --quiet --python /opt/worker/bin/python --no-deps /opt/build \
     && /opt/worker/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is not None)' \
     && ln -s /opt/worker/bin/comfy-worker /usr/local/bin/comfy-worker
+
+# The PyWorker of Vast.ai: its SDK in an environment of its own, without what a worker never uses. `comfy-worker vast`
+# runs by it. `none` leaves it out (50 MB).
+ARG VAST_SDK_VERSION=1.9.1
+COPY requirements-vast.txt /opt/build/
+RUN if [ "${VAST_SDK_VERSION}" != none ]; then \
+        uv venv --quiet /opt/vast \
+        && uv pip install --quiet --python /opt/vast/bin/python --no-deps -c /opt/build/constraints.txt \
+            -r /opt/build/requirements-vast.txt "vastai==${VAST_SDK_VERSION}" \
+        && /opt/vast/bin/python -c 'import vastai.serverless.server.worker'; \
+    fi
 COPY --chmod=0755 docker/bin/ /usr/local/bin/
 COPY --chmod=0755 docker/start.sh /start.sh
 COPY docker/healthcheck.py docker/variant.py /opt/worker/
@@ -93,6 +104,7 @@ COPY test_resources/workflows/ /opt/worker/test_resources/workflows/
 # The fitness checks of the SDK would make a CUDA context of their own; the worker looks at the GPU itself.
 ENV COMFYUI_PATH=/comfyui \
     COMFYUI_PYTHON=/usr/local/bin/comfyui-python \
+    VAST_PYTHON=/opt/vast/bin/python \
     RUNPOD_DEBUG_LEVEL=INFO \
     RUNPOD_SKIP_AUTO_SYSTEM_CHECKS=true \
     RUNPOD_SKIP_GPU_CHECK=true

@@ -12,6 +12,7 @@ variable "COMFYUI_VERSION" { default = "" }
 variable "PYTORCH_VERSION" { default = "" }
 variable "PYTORCH_INDEX_URL" { default = "" }
 variable "ENABLE_PYTORCH_UPGRADE" { default = "" }
+variable "VAST_SDK_VERSION" { default = "" } # `none` leaves the PyWorker of Vast.ai out
 
 # `false` refuses models without a checksum: how a release is built.
 variable "ALLOW_UNPINNED" { default = "" }
@@ -75,6 +76,7 @@ target "variant" {
     PYTORCH_INDEX_URL      = PYTORCH_INDEX_URL == "" ? null : PYTORCH_INDEX_URL
     ALLOW_UNPINNED         = ALLOW_UNPINNED == "" ? null : ALLOW_UNPINNED
     ENABLE_PYTORCH_UPGRADE = ENABLE_PYTORCH_UPGRADE == "" ? null : ENABLE_PYTORCH_UPGRADE
+    VAST_SDK_VERSION       = VAST_SDK_VERSION == "" ? null : VAST_SDK_VERSION
   }
   secret = row.token ? ["id=HF_TOKEN,env=HUGGINGFACE_ACCESS_TOKEN"] : []
   tags   = ["${DOCKERHUB_REPO}/${DOCKERHUB_IMG}:${RELEASE_VERSION}-${row.name}"]

@@ -22,18 +22,23 @@ OURS = {name for entry in settings.fields(Settings) for name in settings.names_o
 
 
 NO_COMFYUI = "no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI"
+NO_VAST_SDK = "no Python with the vastai SDK at VAST_PYTHON or .venv-vast (scripts/setup-vast)"
+LOUD = {
+    NO_COMFYUI: "NO REAL COMFYUI WAS FOUND: {} tests on it were skipped",
+    NO_VAST_SDK: "NO VASTAI SDK WAS FOUND: {} tests on it were skipped",
+}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """
     Say loudly at the end what was not tested: a run without a real ComfyUI must not look like one with it.
     """
-    skipped = [
-        report for report in terminalreporter.stats.get("skipped", []) if NO_COMFYUI in str(report.longrepr)
-    ]
-    if skipped:
-        text = f"NO REAL COMFYUI WAS FOUND: {len(skipped)} tests on it were skipped"
-        terminalreporter.write_sep("!", text, red=True, bold=True)
+    for reason, text in LOUD.items():
+        skipped = [
+            report for report in terminalreporter.stats.get("skipped", []) if reason in str(report.longrepr)
+        ]
+        if skipped:
+            terminalreporter.write_sep("!", text.format(len(skipped)), red=True, bold=True)
 
 
 @pytest.fixture(autouse=True)

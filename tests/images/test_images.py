@@ -157,9 +157,14 @@ def test_each_version_stands_once() -> None:
     arguments = [argument.partition("=") for argument in of("ARG")]
     pinned = {name: value for name, _, value in arguments if re.search(r"\d+\.\d+\.\d+", value)}
 
-    assert {"COMFYUI_VERSION", "PYTORCH_VERSION", "COMFY_CLI_VERSION", "UV_IMAGE", "BASE_IMAGE"} == set(
-        pinned
-    )
+    assert {
+        "COMFYUI_VERSION",
+        "PYTORCH_VERSION",
+        "COMFY_CLI_VERSION",
+        "UV_IMAGE",
+        "BASE_IMAGE",
+        "VAST_SDK_VERSION",
+    } == set(pinned)
     assert len([name for name, _, _ in arguments if name in pinned]) == len(pinned)
     assert not any("latest" in value for _, _, value in arguments)
 

@@ -39,6 +39,7 @@ class WorkerProcess:
         environ: Mapping[str, str],
         *arguments: str,
         program: Sequence[str] = (str(ROOT / "handler.py"),),
+        python: str = sys.executable,
     ) -> None:
         self.folder = folder
         self.temp = folder / "tmp"
@@ -50,7 +51,7 @@ class WorkerProcess:
         self.lines: list[str] = []
         self._known: set[Child] = set()
         self._process = subprocess.Popen(
-            [sys.executable, *program, *arguments],
+            [python, *program, *arguments],
             cwd=self.cwd,
             env={**own, **environ},
             stdin=subprocess.DEVNULL,
