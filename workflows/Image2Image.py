@@ -21,7 +21,9 @@ class Parameters(BaseModel):
     input_image: Image = Field(description="The picture to start from: a URL, a data URI, base64, or a name.")
     seed: Annotated[Seed, Field(description="Equal seeds give equal pictures; drawn by chance.")]
     steps: int = Field(20, ge=1, le=10000, description="Sampling steps.")
-    cfg: float | None = Field(None, ge=0, le=100, description="How closely to follow the prompt; 8 by default.")
+    cfg: float | None = Field(
+        None, ge=0, le=100, description="How closely to follow the prompt; 8 by default."
+    )
     cfg_scale: float | None = Field(None, ge=0, le=100, description="The same as `cfg`.")
     sampler_name: str = Field("dpmpp_2m", description="Sampler by ComfyUI's name.")
     scheduler: str = Field("normal", description="Scheduler by ComfyUI's name.")

@@ -22,7 +22,9 @@ class Parameters(BaseModel):
     height: int = Field(512, ge=16, le=16384, description="Height in pixels.")
     seed: Annotated[Seed, Field(description="Equal seeds give equal pictures; drawn by chance.")]
     steps: int = Field(20, ge=1, le=10000, description="Sampling steps.")
-    cfg: float | None = Field(None, ge=0, le=100, description="How closely to follow the prompt; 8 by default.")
+    cfg: float | None = Field(
+        None, ge=0, le=100, description="How closely to follow the prompt; 8 by default."
+    )
     cfg_scale: float | None = Field(None, ge=0, le=100, description="The same as `cfg`.")
     sampler_name: str = Field("euler", description="Sampler by ComfyUI's name.")
     scheduler: str = Field("normal", description="Scheduler by ComfyUI's name.")

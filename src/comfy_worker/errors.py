@@ -18,6 +18,7 @@ The tree of ways a job can fail. One way to fail: raise one of these.
     ├── WorkerBusy         503   the queue in front of the pipeline is full (retryable)
     ├── ModelUnavailable   503   a model could not be fetched
     ├── DiskFull           507   the worker's disk has no room for a job (retryable)
+    ├── ProvisioningFailed 503   the operator's provisioning script did not end well
     └── ComfyUnavailable   503   ComfyUI did not start, died, or stopped answering (retryable)
     ConfigInvalid                raised once, before anything starts; names every wrong variable
 
@@ -201,6 +202,15 @@ class DiskFull(WorkerError):
     code = "disk_full"
     http_status = 507
     retryable = True
+
+
+class ProvisioningFailed(WorkerError):
+    """
+    The operator's provisioning script could not be fetched, ended with an error, or took too long.
+    """
+
+    code = "provisioning_failed"
+    http_status = 503
 
 
 class ConfigInvalid(Exception):

@@ -2,11 +2,14 @@
 A worker that stays for days: room on its disks before a job, memory after it, and what a crash left, removed at the start.
 """
 
+import contextlib
 import logging
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from comfy_worker import machine
@@ -16,6 +19,7 @@ from comfy_worker.deadline import Deadline
 from comfy_worker.errors import ComfyUnavailable, DiskFull
 from comfy_worker.graph import RUN_FOLDER
 from comfy_worker.job import Job, Observer, Result
+from comfy_worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,7 @@ class Keeper:
     """
     Stands around each job. `is_worn` says that this worker cannot make room any more and should be replaced.
 
-    `folders` are where jobs write; `memory` gives the available bytes, `disk` the free ones of a folder's disk.
+    `folders` are where jobs write; `old_outputs` removes files of earlier jobs when nothing else makes room. `memory` gives the available bytes, `disk` the free ones of a folder's disk.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Keeper:
         *,
         least_disk_mb: float,
         least_memory_mb: float,
+        old_outputs: Callable[[], int] | None = None,
         memory: Callable[[], int | None] = machine.available_memory,
         disk: Callable[[Path], tuple[int, int] | None] = machine.free_disk,
         clock: Callable[[], float] = time.monotonic,
@@ -55,6 +60,7 @@ class Keeper:
         self._folders = tuple(folders)
         self._least_disk = least_disk_mb * MEGABYTE
         self._least_memory = least_memory_mb * MEGABYTE
+        self._old_outputs = old_outputs
         self._memory = memory
         self._disk = disk
         self._clock = clock
@@ -88,6 +94,10 @@ class Keeper:
         removed = self._files.spare()
         free = self._free_disk()
         logger.warning("The disk is almost full; %d unused input files were removed.", removed)
+        if free < self._least_disk and self._old_outputs is not None:
+            removed = self._old_outputs()
+            free = self._free_disk()
+            logger.warning("%d old output files were removed too.", removed)
         if free < self._least_disk:
             self.is_worn = True
             raise DiskFull(
@@ -164,6 +174,40 @@ def prune_orphans(
     if removed:
         logger.info("Removed %d leftovers of an earlier worker.", len(removed))
     return len(removed)
+
+
+def old_outputs_of(config: Settings, outputs: Path | None) -> Callable[[], int] | None:
+    """
+    Return what removes the old files of an output folder, None where they are to stay.
+    """
+    if outputs is None or not config.old_outputs_age_s or config.keep_outputs or config.keep_local_outputs:
+        return None
+    return partial(spare_outputs, outputs, config.old_outputs_age_s)
+
+
+def spare_outputs(folder: Path, age_s: float, *, now: float | None = None) -> int:
+    """
+    Remove the files below `folder` that are older than `age_s` seconds, and folders that are empty then; return how many
+    files. No link is followed, and what holds no bytes stays.
+    """
+    oldest = (time.time() if now is None else now) - age_s
+    removed = 0
+    for place, _, names in os.walk(folder, topdown=False):
+        gone = sum(_spare(Path(place, name), oldest) for name in names)
+        removed += gone
+        if gone and Path(place) != folder:
+            with contextlib.suppress(OSError):  # something younger is in it
+                os.rmdir(place)
+    return removed
+
+
+def _spare(path: Path, oldest: float) -> bool:
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        if found.st_size and found.st_mtime < oldest:
+            path.unlink()
+            return True
+    return False
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from comfy_worker import entry, log, settings
-from comfy_worker.errors import ConfigInvalid, ModelUnavailable
+from comfy_worker.errors import ConfigInvalid, ModelUnavailable, ProvisioningFailed
 from comfy_worker.faces import vast_environ
 from comfy_worker.faces.runpod_sdk import exit_on_sigterm
 from comfy_worker.settings_parsers import TRUE
@@ -40,7 +40,8 @@ DEFAULTS: Mapping[Face, Mapping[str, str]] = {
     # ComfyUI's queue is the lane of the GPU; a 202 and a cached download are not to wait in front of it.
     Face.salad: {"WORKER_CONCURRENCY": "16", "CACHE_DIR": "~/.cache/comfyui-api"},
     # One runs, the next one's inputs are fetched, and a finished one's files are stored.
-    Face.vast: {"WORKER_CONCURRENCY": "3"},
+    # The disk is cleaned as Vast's image does: outputs of a day ago, when fewer than 512 MiB are free.
+    Face.vast: {"WORKER_CONCURRENCY": "3", "MIN_FREE_DISK_MB": "537", "OLD_OUTPUTS_AGE_S": "86400"},
 }
 """What a face takes where a variable is not set."""
 
@@ -51,15 +52,17 @@ def serve(environ: Mapping[str, str], face: Face, host: str | None, port: int | 
     """
     Start a worker as under RunPod and answer HTTP until SIGTERM or SIGINT.
 
-    Returns the exit code: 2 for wrong settings, 1 when ComfyUI cannot be had any more or the address is taken.
+    Returns the exit code: 2 for wrong settings, 1 when ComfyUI cannot be had any more, the address is taken, or the
+    provisioning failed.
     """
     exit_on_sigterm()
     try:
         address_of(environ, face, host, port)
         config = settings.load({**DEFAULTS.get(face, {}), **_translated(face, environ)})
+        _provision(face, environ, config)
         worker = entry.started(config, builtin="RUNPOD_POD_ID" not in environ)
         _remark(face, environ, config)
-    except (ConfigInvalid, ModelUnavailable) as exc:
+    except (ConfigInvalid, ModelUnavailable, ProvisioningFailed) as exc:
         logger.error("%s", exc)
         return 2 if isinstance(exc, ConfigInvalid) else 1
     try:
@@ -82,6 +85,15 @@ def serve(environ: Mapping[str, str], face: Face, host: str | None, port: int | 
 
 def _translated(face: Face, environ: Mapping[str, str]) -> Mapping[str, str]:
     return vast_environ.translated(environ) if face is Face.vast else environ
+
+
+def _provision(face: Face, environ: Mapping[str, str], config: settings.Settings) -> None:
+    if face is not Face.vast:
+        return
+    from comfy_worker import provisioning  # only needed here, and heavy
+
+    log.configure(config.log_level, as_json=config.log_format == "json")
+    provisioning.at_start(config, environ)
 
 
 def _remark(face: Face, environ: Mapping[str, str], config: settings.Settings) -> None:

@@ -110,6 +110,7 @@ class Settings:
     oom_retry: bool = setting(False, "Run a job that ran out of memory once more, after ComfyUI freed its memory.", boolean, group="Worker")
     min_free_disk_mb: float = setting(500.0, "With fewer megabytes free on a disk that jobs write to, the worker removes what it can spare, then refuses the job (`disk_full`) and asks to be recycled; 0 turns it off.", number(0), group="Worker")
     min_free_memory_mb: float = setting(500.0, "With fewer megabytes of memory (RAM) available after a job, ComfyUI is told to free its own; when that does not help, the worker asks to be recycled. 0 turns it off.", number(0), group="Worker")
+    old_outputs_age_s: float = setting(0.0, "When a disk is almost full (MIN_FREE_DISK_MB), files in ComfyUI's output folder that are so many seconds old are removed too; 0 leaves them. The Vast face takes 86400 by default.", number(0), group="Worker")
     orphan_age_s: float = setting(DAY_S, "At its start the worker removes what jobs of a crashed worker left, once it is so many seconds old; keep it above the longest job. 0 leaves everything.", number(0), group="Worker")
 
     input_max_mb: float = setting(2048.0, "Largest input file in megabytes, fetched or decoded.", number(0.001), group="Inputs")
@@ -184,6 +185,9 @@ class Settings:
     vast_backend: str | None = setting(None, "`comfyui`: the former template, which needs COMFY_MODEL.", group="Vast", names=("BACKEND",))
     vast_sessions: int = setting(0, "Sessions that the PyWorker allows at once; 0 leaves their routes out.", number(0, 1e6, whole=True), group="Vast")
     worker_http_port: int | None = setting(None, "The PyWorker's plain port, where sessions are ended; by default WORKER_PORT + 1.", number(1, 65_535, whole=True), group="Vast")
+    provisioning_script: str | None = setting(None, "URL of a script that the Vast face runs once before it starts ComfyUI, as Vast's images do; it may have a private address.", receiver, group="Vast")
+    provisioning_timeout_s: float = setting(3600.0, "Seconds the provisioning may take; then it is stopped.", number(1, DAY_S), group="Vast")
+    provisioning_required: bool = setting(True, "End the worker with exit code 1 when the provisioning fails; false goes on, as Vast's images do.", boolean, group="Vast")
     vast_log_file: Path = setting(Path("/var/log/portal/api-wrapper.log"), "File that the Vast face logs to as well, where its folder exists; Vast's stock worker reads it.", folder, group="Vast")
 
     refresh_worker: bool = setting(False, "Recycle the worker after each job.", boolean, group="RunPod")

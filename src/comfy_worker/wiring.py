@@ -4,7 +4,6 @@ Builds a Worker from Settings: the one module that knows all the others. It deci
 
 import logging
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,17 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comfy_worker import log, settings
+from comfy_worker import log, settings, wiring_comfy
 from comfy_worker.buckets import Buckets
 from comfy_worker.comfy.catalog import Catalog
 from comfy_worker.comfy.client import Client
 from comfy_worker.comfy.engine import Engine
-from comfy_worker.comfy.files import ComfyFiles, RemoteFiles, SharedFiles, probe_shared
+from comfy_worker.comfy.files import ComfyFiles
 from comfy_worker.comfy.launch import Launch
 from comfy_worker.comfy.process import ComfyProcess
 from comfy_worker.comfy.prompts import Prompts
 from comfy_worker.comfy.socket import EventSocket
-from comfy_worker.deadline import Deadline
 from comfy_worker.deliver_apart import hand_over
 from comfy_worker.errors import ConfigInvalid
 from comfy_worker.faces.runpod import RunpodFace
@@ -44,8 +42,6 @@ from comfy_worker.wiring_web import Web
 logger = logging.getLogger(__name__)
 
 REPLY_MARGIN = 0.98
-FOREIGN_INPUT_S = 3600.0
-"""Inputs in a folder of a ComfyUI that is not ours may be another worker's; younger ones are not spared."""
 
 
 @dataclass(slots=True)
@@ -144,15 +140,11 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
     """
     log.MASK.add(config.secrets())
     client = Client(chosen.url)
-    engine = _engine(config, chosen, client, process)
-    events = _events(config, chosen)
+    engine = wiring_comfy.engine(config, chosen, client, process)
+    events = wiring_comfy.events(config, chosen)
     catalog = Catalog(client)
-    files = _files(config, chosen, client)
-    trusted = [origin.partition("://")[2] for origin in config.http_trusted_origins]
-    fetcher = Fetcher(
-        allow_private=config.allow_private_urls, allowed_hosts=trusted, threads=config.input_threads
-    )
-    guard = Guard(allow_private=config.allow_private_urls, allowed_hosts=trusted)
+    files = wiring_comfy.files(config, chosen, client)
+    fetcher, guard = _guarded(config)
     operator = bucket_of(config)
     stores = s3.Stores()
     web = Web(config)
@@ -165,74 +157,41 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
         files,
         client,
         partial(hand_over, store=buckets.store, threads=config.upload_threads),
-        ready=partial(_ready, engine, events),
+        ready=partial(wiring_comfy.ready, engine, events),
         admit=buckets.admit,
         keep_outputs=config.keep_outputs,
         fail_on_node_error=config.fail_on_node_error,
         may_be_known=chosen.kind == "running" or config.keep_outputs,
         oom_retry=config.oom_retry,
     )
-    keeper = _keeper(config, chosen, files, client)
+    keeper = wiring_comfy.keeper(config, chosen, files, client)
     metrics = Metrics()
     run = metrics.measured(keeper.around(pipeline.run))
     pool = Pool(run, threads=config.worker_concurrency, limit=config.queue_limit)
     face = _runpod_face(config, pool, lambda: engine.useless or keeper.is_worn, operator)
     return Worker(
-        config, engine, events, pool, face, scratch, files, stores, metrics, keeper, fetcher, catalog, web, operator
-    )
-
-
-def _engine(config: Settings, chosen: Launch, client: Client, process: ComfyProcess | None) -> Engine:
-    return Engine(
-        chosen,
-        client,
-        process,
-        tries=config.comfy_api_available_max_retries or 500,
-        interval_s=config.comfy_api_available_interval_ms / 1000,
-    )
-
-
-def _events(config: Settings, chosen: Launch) -> EventSocket:
-    return EventSocket(
-        chosen.url,
-        attempts=config.websocket_reconnect_attempts,
-        delay_s=config.websocket_reconnect_delay_s,
-        trace=config.websocket_trace,
-    )
-
-
-def _ready(engine: Engine, events: EventSocket, deadline: Deadline, sure: bool) -> None:
-    # An open websocket says it as well, and costs nothing.
-    if sure or not events.connected:
-        engine.wait_ready(lambda: deadline.check("waiting for ComfyUI"))
-
-
-def _files(config: Settings, chosen: Launch, client: Client) -> ComfyFiles:
-    if chosen.input is None or chosen.output is None:
-        return RemoteFiles(client)
-    shared = SharedFiles(
-        chosen.input,
-        chosen.output,
-        chosen.temp,
-        max_bytes=config.input_cache_mb * settings.MEGABYTE,
-        max_age_s=config.input_cache_age_s,
-        spare_age_s=FOREIGN_INPUT_S if chosen.kind == "running" else 0.0,
-    )
-    if chosen.kind == "running" and not probe_shared(chosen.input, client):
-        logger.warning("COMFY_INPUT_DIR is not the folder of the ComfyUI at COMFYUI_URL; files go over HTTP.")
-        return RemoteFiles(client)
-    return shared
-
-
-def _keeper(config: Settings, chosen: Launch, files: ComfyFiles, client: Client) -> Keeper:
-    folders = (Path(tempfile.gettempdir()), chosen.input, chosen.output, chosen.temp)
-    return Keeper(
+        config,
+        engine,
+        events,
+        pool,
+        face,
+        scratch,
         files,
-        client,
-        [folder for folder in folders if folder is not None],
-        least_disk_mb=config.min_free_disk_mb,
-        least_memory_mb=config.min_free_memory_mb,
+        stores,
+        metrics,
+        keeper,
+        fetcher,
+        catalog,
+        web,
+        operator,
     )
+
+
+def _guarded(config: Settings) -> tuple[Fetcher, Guard]:
+    trusted = [origin.partition("://")[2] for origin in config.http_trusted_origins]
+    private = config.allow_private_urls
+    fetcher = Fetcher(allow_private=private, allowed_hosts=trusted, threads=config.input_threads)
+    return fetcher, Guard(allow_private=private, allowed_hosts=trusted)
 
 
 def bucket_of(config: Settings) -> Bucket | None:
@@ -291,10 +250,4 @@ def _runpod_face(
         int(mb * settings.MEGABYTE * REPLY_MARGIN)
         for mb in (config.reply_limit_mb, config.reply_limit_sync_mb)
     )
-    return RunpodFace(
-        pool.submit,
-        rules,
-        (limits[0], limits[1]),
-        poster=poster,
-        refresh=refresh,
-    )
+    return RunpodFace(pool.submit, rules, (limits[0], limits[1]), poster=poster, refresh=refresh)
