@@ -1,0 +1,261 @@
+"""
+Everything around the worker: RunPod's queue, a supervised engine, a host of files, a store. All of it on loopback.
+"""
+
+import contextlib
+import io
+import resource
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import requests
+from PIL import Image
+from support.control_plane import ControlPlane, wait_until
+from support.lanes import comfy_folder
+from support.worker_process import ROOT, WorkerProcess
+
+from chaos.plan import Weather
+from comfy_worker.comfy import launch
+
+CONCURRENCY = 12
+SLOW_S = 0.6
+BITS = 24
+SMALL_FILE = 64
+JUMPY = """
+import random, runpy, sys, threading, time
+true_time, offset = time.time, [0.0]
+time.time = lambda: true_time() + offset[0]
+chooser = random.Random({seed})
+def jump():
+    while True:
+        time.sleep(1.0)
+        offset[0] = chooser.choice([0.0, 3600.0, -3600.0, 0.5, -0.5, 86400.0])
+threading.Thread(target=jump, daemon=True).start()
+sys.argv = ["handler.py"]
+runpy.run_path({handler!r}, run_name="__main__")
+"""
+"""The worker with a clock on its wall that jumps by up to a day once a second; what it measures with must not care."""
+
+
+class Host:
+    """
+    A host of files and a store: what a path answers is in its first part. `stored` has every object by its path.
+    """
+
+    def __init__(self) -> None:
+        self.stored: dict[str, bytes] = {}
+        self.counts: Counter[str] = Counter()
+        self._asked: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        host = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                with contextlib.suppress(OSError):
+                    host.get(self)
+
+            def do_PUT(self) -> None:
+                with contextlib.suppress(OSError):
+                    host.put(self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "Host":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join(5)
+        self._server.server_close()
+
+    def times(self, path: str) -> int:
+        """
+        Count a request for a path; return how many there were.
+        """
+        with self._lock:
+            self._asked[path] += 1
+            return self._asked[path]
+
+    def get(self, handler: BaseHTTPRequestHandler) -> None:
+        """
+        Serve `/<how>/<number>.png`: a picture of the number's colour, as well as the host feels.
+        """
+        _, how, name = handler.path.partition("?")[0].split("/", 2)
+        number = int(name.partition(".")[0])
+        body = picture_of(number)
+        self.counts[f"host: {how}"] += 1
+        if how == "gone":
+            _answer(handler, 404, b"no such file")
+        elif how == "flaky" and self.times(handler.path) <= 2:
+            if number % 2:
+                _reset(handler)
+            else:
+                _answer(handler, 503, b"later")
+        elif how == "truncated":
+            _answer(handler, 200, body, cut=len(body) // 2)
+        else:
+            if how == "slow":
+                time.sleep(SLOW_S)
+            _answer(handler, 200, body)
+
+    def put(self, handler: BaseHTTPRequestHandler) -> None:
+        """
+        Store an object; the bucket says how: `good`, `flaky`, `refused`, `reset`.
+        """
+        path = handler.path.partition("?")[0]
+        how = path.split("/")[1]
+        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        self.counts[f"store: {how}"] += 1
+        if how == "refused":
+            _answer(handler, 403, b"<Error><Code>AccessDenied</Code></Error>")
+        elif how == "flaky" and self.times(path) <= 1:
+            _answer(handler, 503, b"<Error><Code>SlowDown</Code></Error>")
+        elif how == "reset" and self.times(path) <= 1:
+            self.stored[path] = body  # it is there, and nobody was told
+            _reset(handler)
+        else:
+            self.stored[path] = body
+            _answer(handler, 200, b"")
+
+
+def picture_of(number: int) -> bytes:
+    """
+    Return a picture of a number: its bits in black and white, which an inversion keeps exactly.
+    """
+    image = Image.new("RGB", (BITS, 2))
+    for place in range(BITS):
+        if number >> place & 1:
+            image.putpixel((place, 0), (255, 255, 255))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+def _answer(handler: BaseHTTPRequestHandler, status: int, body: bytes, cut: int | None = None) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.send_header("ETag", '"x"')
+    handler.end_headers()
+    handler.wfile.write(body[:cut])
+    if cut is not None:
+        handler.close_connection = True
+
+
+def _reset(handler: BaseHTTPRequestHandler) -> None:
+    # Closing with nothing to linger for sends a RST.
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+    handler.close_connection = True
+
+
+@dataclass
+class World:
+    """
+    A running world. `counts` are the faults that were really injected, beside those of the host.
+    """
+
+    plane: ControlPlane
+    worker: WorkerProcess
+    host: Host
+    folder: Path
+    engine_url: str
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def turn(self, weather: Weather) -> None:
+        """
+        Change the weather. Jobs go on meanwhile.
+        """
+        self.counts[f"weather: {weather.name}"] += 1
+        self._limit_files(SMALL_FILE if weather.full_disk else resource.RLIM_INFINITY)
+        self._set_faults(weather.faults)
+        if weather.kills:
+            self.kill()
+
+    def _set_faults(self, faults: Mapping[str, Any]) -> None:
+        # A ComfyUI that is just being started again has no faults, and none is needed: it is the fault.
+        with contextlib.suppress(requests.RequestException):
+            requests.post(f"{self.engine_url}/standin/faults", json=dict(faults), timeout=2)
+
+    def _limit_files(self, size: int) -> None:
+        _, most = resource.prlimit(self.worker.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.worker.pid, resource.RLIMIT_FSIZE, (size, most))
+
+    def kill(self) -> None:
+        """
+        Kill ComfyUI, if there is one now.
+        """
+        import os
+        import signal
+
+        for child in self.worker.children():
+            with contextlib.suppress(OSError):
+                if b"main.py" in Path(f"/proc/{child.pid}/cmdline").read_bytes():
+                    os.kill(child.pid, signal.SIGKILL)
+                    self.counts["ComfyUI killed"] += 1
+
+    def clear_up(self) -> None:
+        """
+        Make the weather fair, and wait until ComfyUI answers and its queue is empty.
+        """
+        self.turn(Weather("fair"))
+        wait_until(self._idle, 90.0)
+
+    def _idle(self) -> bool:
+        try:
+            queue = requests.get(f"{self.engine_url}/queue", timeout=5).json()
+            requests.post(f"{self.engine_url}/standin/faults", json={}, timeout=5)
+        except (requests.RequestException, ValueError):
+            return False
+        return not queue["queue_running"] and not queue["queue_pending"]
+
+
+@contextlib.contextmanager
+def world(folder: Path, seed: int) -> Iterator[World]:
+    """
+    Start everything; end it at the end of the block.
+    """
+    port = launch.free_port()
+    engine = comfy_folder(folder / "ComfyUI")
+    own = {
+        "COMFYUI_PATH": str(engine),
+        "COMFY_PORT": str(port),
+        "WORKER_CONCURRENCY": str(CONCURRENCY),
+        "ALLOW_PRIVATE_URLS": "true",
+        "COMFY_RESTART_DELAY": "0.1",
+        "COMFY_MAX_RAPID_RESTARTS": "1000",
+        "WEBSOCKET_RECONNECT_DELAY_S": "0.2",
+        "CANCEL_GRACE_S": "10",
+        "LOG_LEVEL": "ERROR",
+        "RUNPOD_DEBUG_LEVEL": "ERROR",
+    }
+    code = JUMPY.format(seed=seed, handler=str(ROOT / "handler.py"))
+    with Host() as host, ControlPlane(hold_s=1.0) as plane:
+        worker = WorkerProcess(folder, {**plane.environ(), **own}, program=("-c", code))
+        try:
+            wait_until(lambda: plane.takes, 60.0)
+            yield World(plane, worker, host, folder, f"http://127.0.0.1:{port}")
+        finally:
+            worker.close()
