@@ -457,3 +457,29 @@ def test_vast_11_cancel_by_body_and_by_path_answer_alike(served: Served) -> None
 
     said = {"message": "Request over-1 is already completed", "status": "completed"}
     assert [(reply.status_code, reply.json()) for reply in replies] == [(200, said), (200, said)]
+
+
+@pytest.mark.parametrize("depth", [300, 1000])
+@pytest.mark.parametrize("place", ["extra_params", "modifications", "workflow_json"])
+def test_vast_1_nesting_without_end_is_a_4xx(served: Served, place: str, depth: int) -> None:
+    """A body that is nested too deeply to be handed on must be refused, not end as a fault that clients repeat."""
+    deep = f"{'[' * depth}{']' * depth}"
+    inputs = {
+        "extra_params": f'"workflow_json": {json.dumps(empty_workflow())}, "webhook": {{"url": "", "extra_params": {{"a": {deep}}}}}',
+        "modifications": f'"modifier": "Text2Image", "modifications": {{"a": {deep}}}',
+        "workflow_json": f'"workflow_json": {{"1": {{"class_type": "SaveImage", "inputs": {{"a": {deep}}}}}}}',
+    }
+
+    reply = requests.post(f"{served.url}/generate/sync", data=f'{{"input": {{{inputs[place]}}}}}', timeout=10)
+
+    assert reply.status_code == 422, reply.text
+
+
+def test_vast_2_cancel_of_a_finished_job_changes_nothing(served: Served) -> None:
+    """The stored Result must be the same before and after a cancel that comes too late."""
+    generate(served, empty_workflow(0x27), request_id="late-cancel")
+    before = served.get("/result/late-cancel").json()
+
+    served.post("/cancel/late-cancel")
+
+    assert served.get("/result/late-cancel").json() == before

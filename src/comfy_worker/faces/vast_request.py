@@ -91,11 +91,12 @@ def order_of(given: GenerateInput, made: Made, rules: Rules, info: Info, *, as_b
     Raises:
         JobInvalid: as `to_order`.
     """
+    wants = as_base64 or given.return_outputs_as_base64
+    fingerprint = _fingerprint(given, wants)
     name = given.request_id or str(uuid.uuid4())
     key = key_of(name)
     workflow, files, warnings = made
     workflow, inputs = _with_files(drawn(workflow), info, key, all_urls=rules.all_urls)
-    wants = as_base64 or given.return_outputs_as_base64
     job = Job(
         key,
         workflow,
@@ -107,17 +108,28 @@ def order_of(given: GenerateInput, made: Made, rules: Rules, info: Info, *, as_b
         warnings=warnings,
         temp_if_alone=True,
     )
-    body = orjson.dumps([given.model_dump(), wants], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     return Order(
         name,
         job,
-        hashlib.sha256(body).hexdigest(),
+        fingerprint,
         wants,
         given.include_comfyui_response,
         given.detach,
         _hook(given, rules),
         tuple(_secrets(given)),
     )
+
+
+def _fingerprint(given: GenerateInput, wants: bool) -> str:
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+    try:
+        return hashlib.sha256(orjson.dumps([given.model_dump(), wants], option=options)).hexdigest()
+    except TypeError:
+        raise _too_deep() from None
+
+
+def _too_deep() -> JobInvalid:
+    return JobInvalid(f"'input' cannot be used: {graph.NOT_JSON}.", field="input")
 
 
 def key_of(request_id: str) -> str:
@@ -158,6 +170,8 @@ def template_of(templates: Templates, name: str) -> Template:
 
 
 def _built(template: Template, modifications: Mapping[str, Any]) -> Made:
+    if not graph.is_json(modifications):
+        raise _too_deep()
     built = template.build(drawn(modifications), "input.modifications")
     return built.workflow, built.inputs, built.warnings
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from comfy_worker import log
 from comfy_worker.errors import WorkerBusy, WorkerError
@@ -138,8 +138,7 @@ class Api:
             return await written(503, {"detail": vast_reply.failure_message(exc)}, headers)
         except WorkerError as exc:
             return await refusal(request, exc)
-        lines = vast_stream.events(self.face, entry, includes=self.includes(request, order))
-        return StreamingResponse(lines, media_type="text/event-stream", headers=vast_stream.HEADERS)
+        return vast_stream.Followed(self.face, entry, includes=self.includes(request, order))
 
     async def result(self, request: Request, request_id: str) -> Response:
         """

@@ -71,9 +71,9 @@ class VastFace:
         """
         Cancel a request, at any stage; False when it was over already.
         """
-        entry.error = entry.error or JobCancelled(message)
         if not entry.finish("cancelled", message):
             return False
+        entry.error = JobCancelled(message)
         entry.stop.set()
         return True
 

@@ -7,12 +7,15 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import orjson
+
 from comfy_worker.errors import JobInvalid, WorkerBusy
 from comfy_worker.faces.vast_entry import Entry
 
 RESULTS_MOST = 1000
 BYTES_MOST = 256_000_000
 FORGOTTEN_MOST = 10_000
+LEAST_BYTES = 4096
 
 
 class IdInUse(JobInvalid):
@@ -142,5 +145,8 @@ def held_bytes(entry: Entry) -> int:
     """
     Return about how much memory the result of a request takes.
     """
-    outputs = entry.result.outputs if entry.result is not None else ()
-    return 4096 + sum(len(output.inline or "") + len(output.data) for output in outputs)
+    if entry.result is None:
+        return LEAST_BYTES
+    record = orjson.dumps(entry.result.history, default=str, option=orjson.OPT_NON_STR_KEYS)
+    files = sum(len(output.inline or "") + len(output.data) for output in entry.result.outputs)
+    return LEAST_BYTES + files + len(record)

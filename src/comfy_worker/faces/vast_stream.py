@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from comfy_worker.faces import vast_reply
 from comfy_worker.faces.vast_entry import Entry
@@ -24,26 +26,43 @@ NAMES = {"preprocess": "preprocessing", "generation": "generation", "postprocess
 HEADERS = {"Cache-Control": "no-cache", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
 
 
+class Followed(StreamingResponse):
+    """
+    The stream of a request. Its end lets the request go, unless that is detached, however early the client left.
+    """
+
+    def __init__(self, face: VastFace, entry: Entry, *, includes: bool) -> None:
+        lines = events(face, entry, includes=includes)
+        super().__init__(lines, media_type="text/event-stream", headers=HEADERS)
+        self._face, self._entry = face, entry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """
+        Send it.
+        """
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if not self._entry.is_over and not self._entry.order.is_detached:
+                self._face.leave(self._entry)
+
+
 async def events(face: VastFace, entry: Entry, *, includes: bool) -> AsyncIterator[bytes]:
     """
-    Yield the lines of the stream. Closing it lets the request go, unless it is detached.
+    Yield the lines of the stream.
     """
-    try:
-        yield _line(_first(entry))
-        async for state in _states(face, entry):
-            yield b": ping\n\n" if state is None else _line(state)
-        result = await asyncio.to_thread(vast_reply.result_of, entry, includes=includes)
-        last = {
-            "request_id": entry.order.id,
-            "status": "final_result",
-            "result": result,
-            "elapsed_time": _elapsed(entry),
-        }
-        yield await asyncio.to_thread(_line, last)
-        face.desk.slim(entry)
-    finally:
-        if not entry.is_over and not entry.order.is_detached:
-            face.leave(entry)
+    yield _line(_first(entry))
+    async for state in _states(face, entry):
+        yield b": ping\n\n" if state is None else _line(state)
+    result = await asyncio.to_thread(vast_reply.result_of, entry, includes=includes)
+    last = {
+        "request_id": entry.order.id,
+        "status": "final_result",
+        "result": result,
+        "elapsed_time": _elapsed(entry),
+    }
+    yield await asyncio.to_thread(_line, last)
+    face.desk.slim(entry)
 
 
 async def _states(face: VastFace, entry: Entry) -> AsyncIterator[dict[str, Any] | None]:
