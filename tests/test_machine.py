@@ -2,6 +2,8 @@
 The kernel's own numbers, read from files as it writes them: memory of a group and of the machine, kills, room on a disk.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,35 @@ def test_room_on_a_disk_is_told_with_its_number(tmp_path: Path) -> None:
     assert found[0] == same[0]
     assert found[1] > 0
     assert machine.free_disk(tmp_path / "missing") is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's arenas")
+def test_threads_share_a_few_arenas() -> None:
+    """Memory that many threads have freed must lie in few arenas, which `malloc_info` counts."""
+    program = (
+        "import ctypes, sys, threading\n"
+        "from comfy_worker import machine\n"
+        "if sys.argv[1] == 'shared' and not machine.share_arenas(): sys.exit(77)\n"
+        "hold = threading.Barrier(25)\n"
+        "def work():\n"
+        "    kept = [bytes(100_000) for _ in range(20)]\n"
+        "    hold.wait(20)\n"
+        "threads = [threading.Thread(target=work) for _ in range(24)]\n"
+        "[thread.start() for thread in threads]\n"
+        "hold.wait(20)\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.fopen.restype = ctypes.c_void_p\n"
+        "out = ctypes.c_void_p(libc.fopen(b'/dev/stdout', b'w'))\n"
+        "libc.malloc_info(0, out), libc.fflush(out)\n"
+    )
+    counts = {}
+    for mode in ("shared", "default"):
+        ran = subprocess.run(
+            [sys.executable, "-c", program, mode], capture_output=True, text=True, check=False, timeout=60
+        )
+        if ran.returncode:
+            pytest.skip("this C library has no arenas to limit")
+        counts[mode] = ran.stdout.count("<heap nr=")
+
+    assert counts["shared"] <= machine.ARENAS
+    assert counts["default"] > counts["shared"]

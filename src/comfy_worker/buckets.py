@@ -12,7 +12,7 @@ from comfy_worker.fetch_guard import Guard
 from comfy_worker.job import Bucket, HttpTarget, Target
 from comfy_worker.storage.hf import HfStore
 from comfy_worker.storage.http_put import HttpPut
-from comfy_worker.storage.s3 import Stores
+from comfy_worker.storage.s3 import S3Store, Stores
 from comfy_worker.storage.store import Store, Telling, Told
 
 Probe = Callable[[str, Callable[[], None]], None]
@@ -48,11 +48,7 @@ class Buckets:
         Raises:
             JobInvalid: its endpoint is no public address, and not the operator's own endpoint.
         """
-        if bucket is None or bucket == self._operator or bucket.endpoint_url is None:
-            return
-        if bucket.endpoint_url in self._trusted:
-            return
-        if self._operator is not None and bucket.endpoint_url.rstrip("/") == self._operator.endpoint_url:
+        if bucket is None or bucket.endpoint_url is None or self._is_trusted(bucket):
             return
         parts = urlsplit(bucket.endpoint_url)
         try:
@@ -64,6 +60,16 @@ class Buckets:
         except OSError as exc:
             raise JobInvalid("The endpoint of the job's bucket has no address.", field="s3Config") from exc
 
+    def _is_trusted(self, bucket: Bucket) -> bool:
+        if bucket == self._operator or bucket.endpoint_url in self._trusted:
+            return True
+        known, given = self._operator, bucket.endpoint_url
+        return known is not None and given is not None and given.rstrip("/") == known.endpoint_url
+
+    def _s3(self, bucket: Bucket) -> S3Store:
+        is_free = bucket.endpoint_url is None or self._is_trusted(bucket)
+        return self._stores(bucket, None if is_free else self._guard)
+
     def store(self, bucket: Bucket | Target) -> Store:
         """
         Return the store to put files into.
@@ -73,14 +79,14 @@ class Buckets:
 
     def _store(self, bucket: Bucket | Target) -> Store:
         if isinstance(bucket, Bucket):
-            return self._stores(bucket)
+            return self._s3(bucket)
         return HttpPut(bucket, self._guard) if isinstance(bucket, HttpTarget) else HfStore(bucket)
 
     def prober(self, bucket: Bucket) -> Probe:
         """
         Return what looks an `s3://` URL up with a job's own keys.
         """
-        return self._stores(bucket).probe
+        return self._s3(bucket).probe
 
     def reader(self, bucket: Bucket | None) -> ReadS3 | None:
         """
@@ -88,7 +94,7 @@ class Buckets:
         """
         if bucket is None:
             return None
-        read = self._stores(bucket).read
+        read = self._s3(bucket).read
         if bucket != self._operator:
             return read
 

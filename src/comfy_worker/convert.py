@@ -15,7 +15,7 @@ from typing import Any, Literal
 from PIL import Image, ImageCms, ImageOps, ImageSequence, PngImagePlugin
 
 from comfy_worker import picture
-from comfy_worker.errors import JobInvalid
+from comfy_worker.errors import JobFailed, JobInvalid
 from comfy_worker.job import Conversion
 
 
@@ -159,21 +159,23 @@ def unheeded(conversion: Conversion) -> tuple[str, ...]:
     return (f"convert_output: {', '.join(names)} had no effect, the encoder has no such option{best}",)
 
 
-def convert(source: Path | bytes, conversion: Conversion) -> Converted:
+def convert(
+    source: Path | bytes, conversion: Conversion, most_pixels: int = picture.MOST_PIXELS
+) -> Converted:
     """
     Encode an image anew, as 8-bit sRGB. Alpha becomes black in JPEG; an animation stays one, except in JPEG.
 
     `conversion.options` were checked by `check_options`. Metadata is dropped unless `keep_metadata` is set.
 
     Raises:
-        JobFailed: the bytes are no image, or the format cannot hold it.
+        JobFailed: the bytes are no image, it has too many pixels, or the format cannot hold it.
     """
     target = "jpeg" if conversion.format == "jpg" else conversion.format
     with picture.opened(source) as image:
         options = _pillow_options(conversion)
         metadata = _metadata(image, target) if conversion.keep_metadata else {}
         if target != "jpeg" and _is_animation(image):
-            first, moving = _animation(image, target, metadata)
+            first, moving = _animation(image, target, metadata, most_pixels)
             options |= moving
         else:
             first = _pixels(image if metadata else ImageOps.exif_transpose(image), target, metadata)
@@ -205,7 +207,7 @@ def _is_animation(image: Image.Image) -> bool:
 
 
 def _animation(
-    image: Image.Image, target: str, metadata: Mapping[str, Any]
+    image: Image.Image, target: str, metadata: Mapping[str, Any], most_pixels: int
 ) -> tuple[Image.Image, dict[str, Any]]:
     frames: list[Image.Image] = []
     durations: list[int] = []
@@ -213,6 +215,8 @@ def _animation(
         # An APNG may start with a picture that is only for viewers without animation.
         if number == 0 and getattr(image, "default_image", False):
             continue
+        if (number + 1) * image.width * image.height > most_pixels:
+            raise JobFailed(picture.TOO_MANY_PIXELS)
         frame.load()
         frames.append(_pixels(frame, target, metadata))
         durations.append(round(frame.info.get("duration") or 100))

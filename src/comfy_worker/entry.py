@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfy_worker import log, settings
+from comfy_worker import log, machine, settings
 from comfy_worker.comfy import gpu, launch
 from comfy_worker.comfy.process import ComfyProcess
 from comfy_worker.comfy.restarts import Restarts
@@ -45,6 +45,7 @@ def started(config: Settings, *, builtin: bool) -> "Worker":
         config.log_format == "auto" and config.runpod_endpoint_id is not None
     )
     log.configure(config.log_level, as_json=as_json)
+    machine.share_arenas()
     scratch = Path(tempfile.mkdtemp(prefix="comfy-worker-engine-"))
     process, look = None, gpu.Look()
     try:

@@ -136,6 +136,37 @@ class Guard:
         return found
 
 
+def connected(
+    guard: Guard,
+    host: str,
+    port: int,
+    timeout_s: float,
+    keep: Callable[[socket.socket], None] = lambda _sock: None,
+) -> socket.socket:
+    """
+    Connect to a judged address of `host`, trying each in turn; `keep` sees each socket before it connects.
+
+    Raises:
+        InputUnavailable: the host has an address that is not public.
+        OSError: no address answered.
+    """
+    failure: OSError = OSError("no address")
+    for address in guard.addresses(host, port):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            keep(sock)
+            sock.settimeout(timeout_s)
+            sock.connect((address, port))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as exc:
+            sock.close()
+            failure = exc
+        else:
+            return sock
+    raise failure
+
+
 class Line:
     """
     The connections of one download or several. `cut` ends them all, whatever they wait for. Thread-safe.
@@ -155,21 +186,7 @@ class Line:
             InputUnavailable: the host has an address that is not public.
             OSError: no address answered.
         """
-        failure: OSError = OSError("no address")
-        for address in self._guard.addresses(host, port):
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                self._keep(sock)
-                sock.settimeout(timeout_s)
-                sock.connect((address, port))
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError as exc:
-                sock.close()
-                failure = exc
-            else:
-                return sock
-        raise failure
+        return connected(self._guard, host, port, timeout_s, self._keep)
 
     def cut(self) -> None:
         """
@@ -217,7 +234,7 @@ class PinnedAdapter(HTTPAdapter):
 
 
 def _pools(line: Line) -> dict[str, Any]:
-    def connected(connection: HTTPConnection) -> socket.socket:
+    def joined(connection: HTTPConnection) -> socket.socket:
         limit = connection.timeout if isinstance(connection.timeout, int | float) else RESOLVE_LIMIT_S
         try:
             return line.connect(connection.host, connection.port or connection.default_port, limit)
@@ -226,11 +243,11 @@ def _pools(line: Line) -> dict[str, Any]:
 
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
-            return connected(self)
+            return joined(self)
 
     class Secure(HTTPSConnection):
         def _new_conn(self) -> socket.socket:
-            return connected(self)
+            return joined(self)
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain

@@ -24,6 +24,7 @@ URL = re.compile(
     r"(\b[a-z][a-z0-9+.-]{0,30}://)(?:[^\s/?#\"'<>\\]*@)?([^\s?#\"'<>\\]*)(?:([?#])[^\s\"'<>\\]*)?",
     re.IGNORECASE,
 )
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 BEARER = re.compile(r"\b(Bearer\s+)[\w.~+/=-]{16,}", re.IGNORECASE)
 SHORTEST_SECRET = 6
 
@@ -108,16 +109,29 @@ class JobFilter(logging.Filter):
         return True
 
 
+def one_line(text: str) -> str:
+    """
+    Return `text` with its line breaks and other control characters written out: ids and names of jobs may hold them.
+    """
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 class TextFormatter(logging.Formatter):
     """
     `LEVEL  job-id  message`, for people.
     """
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """
+        Return the message as one line, so that no text of a job can look like a line of ours.
+        """
+        return one_line(super().formatMessage(record))
+
     def format(self, record: logging.LogRecord) -> str:
         """
         Return one masked line (and the traceback under it, if there is one).
         """
-        job = f"{getattr(record, 'job_id', None)}  " if getattr(record, "job_id", None) else ""
+        job = f"{one_line(str(getattr(record, 'job_id', None)))}  " if getattr(record, "job_id", None) else ""
         return MASK.text(f"{record.levelname:<8}{job}{super().format(record)}")
 
 

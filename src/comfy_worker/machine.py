@@ -5,6 +5,7 @@ Numbers of our own control group where there is one, for in a container the mach
 only; what cannot be read is None or 0, never a guess.
 """
 
+import ctypes
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,6 +15,11 @@ PROC = Path("/proc")
 GROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
 """A v1 group without a limit says a number close to 2**63."""
+
+M_ARENA_MAX = -8
+"""glibc's name of that limit, from malloc.h."""
+
+ARENAS = 2
 
 
 def oom_kills(proc: Path = PROC, groups: Path = GROUPS) -> int:
@@ -95,3 +101,16 @@ def _text(path: Path) -> str:
         return path.read_text()
     except (OSError, ValueError):
         return ""
+
+
+def share_arenas(most: int = ARENAS) -> bool:
+    """
+    Have the threads of this process share a few arenas of memory; False where the C library knows no such thing.
+
+    By default glibc gives eight arenas per core to the threads, and what one has freed another cannot use: a worker whose
+    threads come and go grows for hours. Only arenas that are made from now on count, so this is called early.
+    """
+    try:
+        return bool(ctypes.CDLL(None).mallopt(M_ARENA_MAX, most))
+    except (OSError, AttributeError, TypeError):
+        return False

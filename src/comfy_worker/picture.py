@@ -38,6 +38,10 @@ PILLOW_FAILURES = (
     zlib.error,
 )
 
+TOO_MANY_PIXELS = "it has too many pixels"
+MOST_PIXELS = 1 << 29
+"""Of all frames of an animation together: 2 GiB of memory. Pillow counts those of one frame only."""
+
 STRIPPABLE = frozenset({"image/png", "image/apng", "image/webp", "image/jpeg"})
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -103,7 +107,7 @@ def _reason(exc: BaseException) -> str:
     if isinstance(exc, UnidentifiedImageError):
         return "it is not an image of a known format"
     if isinstance(exc, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return "it has too many pixels"
+        return TOO_MANY_PIXELS
     if isinstance(exc, MemoryError):
         return "it needs too much memory"
     if isinstance(exc, FileNotFoundError):

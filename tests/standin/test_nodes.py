@@ -388,8 +388,19 @@ def test_loading_nodes_refuse_files_outside_their_folder(desk: Desk, name: str) 
 
     assert check({"image": "a.png"}, desk.folders) is None
     assert check({"image": "a.png [input]"}, desk.folders) is None
-    assert check({"image": None}, desk.folders) is None
     assert check({"image": name}, desk.folders) == f"Invalid image file: {name}"
+
+
+@pytest.mark.parametrize("value", [None, 5, ["a.png"]])
+def test_loading_nodes_stumble_over_what_is_no_text(desk: Desk, value: Any) -> None:
+    """
+    A link, which a check sees as nothing, and every other value that is no text end as ComfyUI's own method does.
+    """
+    check = NODES["LoadImage"].check
+    assert check is not None
+
+    with pytest.raises(AttributeError, match="object has no attribute 'endswith'"):
+        check({"image": value}, desk.folders)
 
 
 def test_load_image_lists_the_pictures_of_the_input_folder(desk: Desk) -> None:

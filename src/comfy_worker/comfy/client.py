@@ -226,7 +226,9 @@ class Client:
         url = f"{self.url}/view"
         with (
             translated(self.address),
-            self._session().get(url, params=params, stream=True, timeout=60.0) as reply,
+            self._session().get(
+                url, params=params, stream=True, timeout=60.0, allow_redirects=False
+            ) as reply,
             target.open("wb") as file,
         ):
             if reply.status_code != 200:

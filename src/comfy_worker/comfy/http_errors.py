@@ -35,8 +35,9 @@ def translated(address: str) -> Iterator[None]:
         if _refused(exc):
             raise NotListening(f"ComfyUI server ({address}) not reachable: connection refused.") from exc
         raise ComfyUnavailable("HTTP communication error with ComfyUI: connection closed.") from exc
-    except (requests.RequestException, HTTPError) as exc:
-        # requests lets some of urllib3's own pass as they are.
+    except (requests.RequestException, HTTPError, ValueError) as exc:
+        # requests lets some of urllib3's own pass as they are, and ValueErrors: a chunk of negative size, a Location
+        # that is no UTF-8.
         raise ComfyUnavailable(f"HTTP communication error with ComfyUI: {type(exc).__name__}.") from exc
 
 

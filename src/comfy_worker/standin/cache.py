@@ -160,6 +160,6 @@ def _fingerprint(node: Node, inputs: Mapping[str, Any], linked: Mapping[str, Any
         return ""
     try:
         value = node.fingerprint({name: inputs[name] for name in inputs if name not in linked}, folders)
-    except (OSError, KeyError, ValueError, TypeError):
+    except (OSError, KeyError, ValueError, TypeError, AttributeError):
         value = math.nan
     return f"never {next(_never_twice)}" if isinstance(value, float) and math.isnan(value) else repr(value)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from comfy_worker.standin.node import Folders
 
-_ANNOTATED = re.compile(r"(.*) \[(input|output|temp)\]", re.DOTALL)
+_KINDS = ("output", "input", "temp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +46,21 @@ def annotated(name: str, folders: Folders, default: str = "input") -> tuple[Path
     """
     Return the folder that `name` speaks of and the file in it; `a.png [temp]` lies in the temp folder.
     """
-    match = _ANNOTATED.fullmatch(name)
-    bare, kind = match.groups() if match else (name, default)
+    # Whatever stands before the bracket goes with it, as with ComfyUI, which expects a space there.
+    found = next((kind for kind in _KINDS if name.endswith(f"[{kind}]")), None)
+    bare, kind = (name[: -len(f" [{found}]")], found) if found else (name, default)
     folder = {"input": folders.input, "output": folders.output, "temp": folders.temp}[kind]
     return folder, folder / bare
 
 
 def exists_inside(name: str, folders: Folders) -> bool:
     """
-    Say whether `name` is a file whose resolved place, symbolic links followed, is inside its folder.
+    Say whether `name` is a file or folder whose resolved place, symbolic links followed, is inside its folder.
     """
     folder, path = annotated(name, folders)
+    path = Path(os.path.abspath(path))
     try:
-        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+        return path.resolve().is_relative_to(folder.resolve()) and os.path.exists(path)
     except (OSError, ValueError):
         return False
 

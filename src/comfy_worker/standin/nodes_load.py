@@ -68,7 +68,9 @@ def check(name: str, kind: str) -> Callable[[Mapping[str, Any], Folders], str | 
 
     def complaint(inputs: Mapping[str, Any], folders: Folders) -> str | None:
         file = inputs.get(name)
-        if not isinstance(file, str) or naming.exists_inside(file, folders):
+        if not isinstance(file, str):
+            raise AttributeError(f"{type(file).__name__!r} object has no attribute 'endswith'")
+        if naming.exists_inside(file, folders):
             return None
         return f"Invalid {kind} file: {file}"
 

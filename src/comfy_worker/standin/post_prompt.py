@@ -114,7 +114,7 @@ def _is_canonical(prompt_id: Any) -> bool:
 
 def _judge(body: Mapping[str, Any], engine: Engine) -> Validation:
     workflow, targets = body["prompt"], body.get("partial_execution_targets")
-    if not isinstance(workflow, dict) or not all(isinstance(node, dict) for node in workflow.values()):
+    if not isinstance(workflow, dict):
         raise Crash
     _replace(workflow, engine)
     judged = validate(workflow, Classes(engine), check=engine.check, targets=targets)
@@ -123,8 +123,10 @@ def _judge(body: Mapping[str, Any], engine: Engine) -> Validation:
     return judged
 
 
-def _replace(workflow: Mapping[str, dict[str, Any]], engine: Engine) -> None:
+def _replace(workflow: Mapping[str, Any], engine: Engine) -> None:
     for node in workflow.values():
+        if not isinstance(node, dict) or "inputs" not in node:
+            continue
         rows = REPLACEMENTS.get(str(node.get("class_type")))
         if rows and node["class_type"] not in engine.nodes:
             if "_meta" not in node:

@@ -17,6 +17,7 @@ REASONS = {
     "IncompleteReadError": "it closed the connection",
     "ConnectionError": "it could not be reached",
     "HTTPClientError": "the connection to it failed",
+    "ResponseParserError": "its answer could not be understood",
     "ParamValidationError": "the bucket name or the key is not valid",
     "InvalidRegionError": "the region is not valid",
     "NoCredentialsError": "the credentials are missing",

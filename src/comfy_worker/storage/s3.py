@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from comfy_worker.errors import DeliveryFailed, InputUnavailable, WorkerError
+from comfy_worker.fetch_guard import Guard
 from comfy_worker.job import Bucket
 from comfy_worker.storage import parts
 from comfy_worker.storage.endpoint import check, hints, region_of, without_bucket
+from comfy_worker.storage.pinned import pin
 from comfy_worker.storage.reasons import reason
 
 if TYPE_CHECKING:
@@ -62,17 +65,22 @@ class Stores:
         self._clients: OrderedDict[tuple[Any, ...], S3Client] = OrderedDict()
         self._session: Session | None = None
 
-    def __call__(self, bucket: Bucket) -> "S3Store":
-        return S3Store(bucket, self._client, self._today)
+    def __call__(self, bucket: Bucket, guard: Guard | None = None) -> "S3Store":
+        """
+        Return the store; with a guard, which a bucket of a job needs, it connects to judged addresses only.
+        """
+        return S3Store(bucket, partial(self._client, guard=guard), self._today)
 
-    def _client(self, bucket: Bucket) -> "S3Client":
-        key = _identity(bucket)
+    def _client(self, bucket: Bucket, guard: Guard | None = None) -> "S3Client":
+        key = (*_identity(bucket), guard)
         with self._lock:
             client = self._clients.get(key)
             if client is None:
                 # A session of its own, for making clients is not thread-safe in boto3's common one.
                 self._session = self._session or _session()
                 client = self._clients[key] = _connect(self._session, bucket, self._patience)
+                if guard is not None:
+                    pin(client, guard)
             self._clients.move_to_end(key)
             while len(self._clients) > _MOST_CLIENTS:
                 self._clients.popitem(last=False)[1].close()
@@ -189,7 +197,7 @@ def _connect(session: "Session", bucket: Bucket, patience: Patience) -> "S3Clien
     from botocore.config import Config
 
     token = bucket.session_token
-    return session.client(
+    client = session.client(
         "s3",
         endpoint_url=_endpoint(bucket),
         region_name=_region(bucket),
@@ -209,6 +217,16 @@ def _connect(session: "Session", bucket: Bucket, patience: Patience) -> "S3Clien
             max_pool_connections=32,
         ),
     )
+    if bucket.endpoint_url is not None:
+        client.meta.events.register("before-call.s3", _stay)
+    return client
+
+
+def _stay(context: dict[str, Any], **_: Any) -> None:
+    """
+    Let a request to a given endpoint not be sent to another region of AWS: its server could ask for that without end.
+    """
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 class _Watched(io.BufferedReader):
@@ -242,7 +260,7 @@ def _receive(
     client: "S3Client", bucket: str, key: str, to: Path, max_bytes: int, check: Callable[[], None]
 ) -> str | None:
     answer = client.get_object(Bucket=bucket, Key=key)
-    size = answer["ContentLength"]
+    size = answer.get("ContentLength", 0)  # a server may leave it out
     with closing(answer["Body"]) as body, to.open("wb") as file:
         for chunk in body.iter_chunks(_READ_BYTES):
             check()
@@ -266,13 +284,14 @@ def _translated(error: type[WorkerError], check: Callable[[], None]) -> Iterator
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
     from s3transfer.exceptions import CancelledError, RetriesExceededError, TransferNotDoneError
 
     try:
         yield
     except (
         *(ClientError, BotoCoreError, Boto3Error, CancelledError, RetriesExceededError, TransferNotDoneError),
-        *(OSError, ValueError),
+        *(ResponseParserError, OSError, ValueError),
     ) as exc:
         # What `check` raised while bytes were sent comes back wrapped as a failure of the connection.
         check()

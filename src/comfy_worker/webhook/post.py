@@ -264,7 +264,8 @@ def _drained(response: requests.Response) -> bool:
     Read a short reply to its end, so that the connection can be used again; return whether it was.
     """
     length = response.headers.get("Content-Length", "")
-    if not length.isdecimal() or int(length) > REPLY_BYTES:
+    # Python reads no number of more than 4,300 digits, and a message that was taken must not be sent again for that.
+    if not length.isdecimal() or len(length) > len(str(REPLY_BYTES)) or int(length) > REPLY_BYTES:
         return False
     try:
         return len(response.raw.read(REPLY_BYTES, decode_content=False)) == int(length)
