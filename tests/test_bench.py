@@ -17,7 +17,7 @@ from comfy_worker.bench.graphs import BenchJob
 from comfy_worker.bench.measure import Case, Figures, in_turns
 from comfy_worker.standin.thread import EngineThread
 
-FACES = "runpod,salad"
+FACES = "runpod,salad,vast"
 
 
 class Fake:

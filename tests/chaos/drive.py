@@ -2,6 +2,7 @@
 Run the jobs of a seed through the world, turn the weather, and judge every end.
 """
 
+import json
 import os
 import time
 from collections import Counter
@@ -10,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import requests
 from support.control_plane import PlaneJob, wait_until
 from support.lanes import sleeping
 from support.pictures import empty_workflow, invert_workflow, node
 
-from chaos.judge import outcome_of, violations
+from chaos.judge import hook_violations, outcome_of, violations
 from chaos.plan import Fate, Weather, fate_of, weather_of
 from chaos.world import CONCURRENCY, World, world
 
@@ -70,6 +72,17 @@ class Life:
     cancelled: bool = False
 
 
+@dataclass
+class HookLife:
+    """
+    A job of the Vast face on its way; its end comes by webhook.
+    """
+
+    fate: Fate
+    epoch: int
+    since: float = field(default_factory=time.monotonic)
+
+
 def run(seed: int, jobs: int, folder: Path) -> Report:
     """
     Run `jobs` jobs of a seed; return what came of it.
@@ -83,7 +96,7 @@ def run(seed: int, jobs: int, folder: Path) -> Report:
         place.clear_up()
         report.violations += _left_behind(place, before)
         report.faults = place.counts + place.host.counts
-        report.log = "\n".join(place.worker.lines[-LOG_LINES:])
+        report.log = "\n".join(place.vast.lines[-LOG_LINES:]) + "\n".join(place.worker.lines[-LOG_LINES:])
     if place.worker.leftovers():
         report.violations.append("processes are left behind")
     report.seconds = time.monotonic() - began
@@ -98,7 +111,7 @@ class Driver:
     def __init__(self, seed: int, place: World, report: Report) -> None:
         self._seed, self._place, self._report = seed, place, report
         self._weathers: list[Weather] = []
-        self._living: list[Life] = []
+        self._living: list[Life | HookLife] = []
 
     def run(self, jobs: int) -> None:
         """
@@ -114,13 +127,37 @@ class Driver:
             self._living += self._submit(fate)
         self._wait_for(0)
 
-    def _submit(self, fate: Fate) -> list[Life]:
+    def _submit(self, fate: Fate) -> list[Life | HookLife]:
+        if fate.kind.startswith("hook"):
+            return [self._post(fate)]
         answers = (500, 502) if fate.kind == "result_refused" else ()
         name = f"chaos-{fate.number}-e1"
         if fate.kind == "twice":
             self._place.plane.submit(input_of(fate, self._place.host.url), name)
         job = self._place.plane.submit(input_of(fate, self._place.host.url), name, answers=answers)
         return [Life(fate, job, len(self._weathers) - 1)]
+
+    def _post(self, fate: Fate) -> HookLife:
+        body = {
+            "request_id": f"hook-{fate.number}",
+            "workflow_json": empty_workflow(fate.number),
+            "return_outputs_as_base64": True,
+            "webhook": {"url": f"{self._place.host.url}/{fate.kind}/{fate.number}", "timeout": 5},
+        }
+        life = HookLife(fate, len(self._weathers) - 1)
+        reply = requests.post(f"{self._place.vast_url}/generate", json={"input": body}, timeout=30)
+        if reply.status_code != 202:
+            self._wrong(life, f"was answered {reply.status_code}: {reply.text[:200]}")
+        return life
+
+    def _look_for_hook(self, life: HookLife) -> bool:
+        if life.fate.number not in self._place.host.told:
+            return False
+        bodies = self._place.host.hooks[life.fate.number]
+        for text in hook_violations(life.fate, bodies, self._codes(life)):
+            self._wrong(life, text)
+        self._report.outcomes[f"webhook: {json.loads(bodies[0])['status']}"] += 1
+        return True
 
     def _wait_for(self, most: int) -> None:
         """
@@ -138,10 +175,12 @@ class Driver:
                     self._wrong(life, f"has not ended after {END_S:.0f} s")
                 self._living.clear()
 
-    def _look(self, life: Life) -> bool:
+    def _look(self, life: Life | HookLife) -> bool:
         """
         Look after one job; return whether it is over.
         """
+        if isinstance(life, HookLife):
+            return self._look_for_hook(life)
         now = time.monotonic()
         if life.taken_at is None and life.job.taken.is_set():
             life.taken_at = now
@@ -158,12 +197,7 @@ class Driver:
         return life.job.done.is_set() and self._judge(life)
 
     def _judge(self, life: Life) -> bool:
-        met = self._weathers[life.epoch :]
-        codes = frozenset[str]().union(*(weather.codes for weather in met))
-        # A kill is felt a little after its weather too.
-        codes |= frozenset[str]().union(
-            *(weather.codes for weather in self._weathers[max(0, life.epoch - 1) : life.epoch])
-        )
+        codes = self._codes(life)
         timeout = TOO_LATE_S if life.fate.kind == "too_late" else TIMEOUT_S
         taken = life.taken_at or time.monotonic()
         for text in violations(life.fate, life.job, codes, self._place.host, timeout, taken):
@@ -172,7 +206,12 @@ class Driver:
         life.job.envelope.clear()
         return True
 
-    def _wrong(self, life: Life, text: str) -> None:
+    def _codes(self, life: Life | HookLife) -> frozenset[str]:
+        # A kill is felt a little after its weather too.
+        met = self._weathers[max(0, life.epoch - 1) :]
+        return frozenset[str]().union(*(weather.codes for weather in met))
+
+    def _wrong(self, life: Life | HookLife, text: str) -> None:
         met = ", ".join(weather.name for weather in self._weathers[max(0, life.epoch - 1) :])
         self._report.violations.append(f"job {life.fate.number} ({life.fate.kind}; {met[-200:]}): {text}")
 

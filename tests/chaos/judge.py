@@ -4,6 +4,7 @@ What each job must end as. A violation is a sentence; none is the only good numb
 
 import base64
 import io
+import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from chaos.world import BITS, Host
 OWN: dict[Kind, frozenset[str]] = {
     "url_gone": frozenset({"input_unavailable"}),
     "url_truncated": frozenset({"input_unavailable"}),
+    "url_half": frozenset({"input_unavailable"}),
     "url_flaky": frozenset(),
     "store_refused": frozenset({"delivery_failed"}),
     "raises": frozenset({"node_failed"}),
@@ -27,7 +29,16 @@ OWN: dict[Kind, frozenset[str]] = {
 """The reasons that a job of a kind ends with by itself."""
 
 ALWAYS_FAILS: frozenset[Kind] = frozenset(
-    {"url_gone", "url_truncated", "store_refused", "raises", "unknown_node", "invalid", "too_late"}
+    {
+        "url_gone",
+        "url_truncated",
+        "url_half",
+        "store_refused",
+        "raises",
+        "unknown_node",
+        "invalid",
+        "too_late",
+    }
 )
 MARGIN_S = 20.0
 """How much later than its deadline a result may be posted, on a busy machine."""
@@ -57,6 +68,24 @@ def violations(
         yield from _failed(fate, output, str(body.get("error") or output.get("error") or ""), codes)
     else:
         yield from _right(fate, output, host)
+
+
+def hook_violations(fate: Fate, bodies: Collection[bytes], codes: Collection[str]) -> Iterator[str]:
+    """
+    Yield what is wrong with what a webhook of the Vast face was told; `bodies` are those that its receiver got.
+    """
+    if len(set(bodies)) != 1:
+        yield f"{len(set(bodies))} different webhooks came"
+        return
+    body = json.loads(next(iter(bodies)))
+    if body["status"] == "failed":
+        yield from _failed(fate, {"error_code": body["error"]["code"]}, body["message"], codes)
+    elif body["status"] != "completed":
+        yield f"the webhook says {body['status']}"
+    elif len(body["output"]) != 1:
+        yield f"{len(body['output'])} pictures came back"
+    elif (number := colour_of(base64.b64decode(body["output"][0]["data"]))) != fate.number:
+        yield f"the picture is that of job {number}"
 
 
 def outcome_of(job: PlaneJob) -> str:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 Kind = Literal[
     "plain", "url", "url_flaky", "url_gone", "url_truncated", "url_slow", "stored", "store_flaky", "store_refused",
-    "store_reset", "raises", "unknown_node", "invalid", "slow", "cancelled", "too_late", "twice", "result_refused",
+    "store_reset", "store_slow", "url_half", "hook", "hook_flaky", "hook_reset", "raises", "unknown_node", "invalid", "slow", "cancelled", "too_late", "twice", "result_refused",
 ]  # fmt: skip
 
 KINDS: Mapping[Kind, int] = {
-    "plain": 30,
+    "plain": 24,
     "url": 8,
     "url_flaky": 6,
     "url_gone": 3,
@@ -23,6 +23,11 @@ KINDS: Mapping[Kind, int] = {
     "store_flaky": 5,
     "store_refused": 3,
     "store_reset": 4,
+    "store_slow": 2,
+    "url_half": 2,
+    "hook": 4,
+    "hook_flaky": 3,
+    "hook_reset": 2,
     "raises": 5,
     "unknown_node": 3,
     "invalid": 3,

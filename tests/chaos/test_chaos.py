@@ -10,7 +10,7 @@ import pytest
 from chaos.drive import run
 from chaos.plan import KINDS, WEATHERS, fate_of, weather_of
 
-SEED, JOBS = 20, 240
+SEED, JOBS = 20, 120
 
 
 def test_seed_decides_everything() -> None:

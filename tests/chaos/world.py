@@ -52,6 +52,8 @@ class Host:
 
     def __init__(self) -> None:
         self.stored: dict[str, bytes] = {}
+        self.hooks: dict[int, list[bytes]] = {}
+        self.told: set[int] = set()
         self.counts: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -67,6 +69,10 @@ class Host:
             def do_PUT(self) -> None:
                 with contextlib.suppress(OSError):
                     host.put(self)
+
+            def do_POST(self) -> None:
+                with contextlib.suppress(OSError):
+                    host.post(self)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -114,6 +120,8 @@ class Host:
                 _reset(handler)
             else:
                 _answer(handler, 503, b"later")
+        elif how == "half":
+            _half_close(handler, body)
         elif how == "truncated":
             _answer(handler, 200, body, cut=len(body) // 2)
         else:
@@ -127,6 +135,8 @@ class Host:
         """
         path = handler.path.partition("?")[0]
         how = path.split("/")[1]
+        if how == "slow":
+            time.sleep(SLOW_S)  # a slow reader: the body waits in the connection
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         self.counts[f"store: {how}"] += 1
         if how == "refused":
@@ -139,6 +149,24 @@ class Host:
         else:
             self.stored[path] = body
             _answer(handler, 200, b"")
+
+    def post(self, handler: BaseHTTPRequestHandler) -> None:
+        """
+        Receive a webhook at `/<how>/<number>`: once in vain when it is `hook_flaky` or `hook_reset`.
+        """
+        _, how, name = handler.path.split("/", 2)
+        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        self.counts[f"receiver: {how}"] += 1
+        with self._lock:
+            self.hooks.setdefault(int(name), []).append(body)
+            first = len(self.hooks[int(name)]) == 1
+        if how == "hook_flaky" and first:
+            _answer(handler, 503, b"later")
+        elif how == "hook_reset" and first:
+            _reset(handler)
+        else:
+            _answer(handler, 200, b"")
+            self.told.add(int(name))
 
 
 def picture_of(number: int) -> bytes:
@@ -164,6 +192,17 @@ def _answer(handler: BaseHTTPRequestHandler, status: int, body: bytes, cut: int 
         handler.close_connection = True
 
 
+def _half_close(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+    # The connection stays half open: nothing more comes, and what the other side sends is still taken.
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body[: len(body) // 2])
+    handler.wfile.flush()
+    handler.connection.shutdown(socket.SHUT_WR)
+    handler.close_connection = True
+
+
 def _reset(handler: BaseHTTPRequestHandler) -> None:
     # Closing with nothing to linger for sends a RST.
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -182,6 +221,8 @@ class World:
     host: Host
     folder: Path
     engine_url: str
+    vast: WorkerProcess
+    vast_url: str
     counts: Counter[str] = field(default_factory=Counter)
 
     def turn(self, weather: Weather) -> None:
@@ -256,6 +297,35 @@ def world(folder: Path, seed: int) -> Iterator[World]:
         worker = WorkerProcess(folder, {**plane.environ(), **own}, program=("-c", code))
         try:
             wait_until(lambda: plane.takes, 60.0)
-            yield World(plane, worker, host, folder, f"http://127.0.0.1:{port}")
+            engine_url = f"http://127.0.0.1:{port}"
+            with _vast_face(folder / "vast", engine_url, engine) as (vast, vast_url):
+                yield World(plane, worker, host, folder, engine_url, vast, vast_url)
         finally:
             worker.close()
+
+
+@contextlib.contextmanager
+def _vast_face(folder: Path, engine_url: str, engine: Path) -> Iterator[tuple[WorkerProcess, str]]:
+    """
+    A second worker on the same ComfyUI and its disk: the Vast face, whose results come by webhook.
+    """
+    port = launch.free_port()
+    own = {"COMFYUI_URL": engine_url, "COMFY_INPUT_DIR": str(engine / "input"), "COMFY_OUTPUT_DIR": str(engine / "output"),
+           "ALLOW_PRIVATE_URLS": "true", "JOB_TIMEOUT_S": "30", "LOG_LEVEL": "ERROR",
+           "CANCEL_GRACE_S": "10", "WEBSOCKET_RECONNECT_DELAY_S": "0.2", "BACKEND_FAILURE_THRESHOLD": "1000000",
+           "MAX_QUEUE_SIZE": "1000"}  # fmt: skip
+    program = ("-m", "comfy_worker", "serve", "--face", "vast", "--port", str(port))
+    face = WorkerProcess(folder, own, program=program)
+    url = f"http://127.0.0.1:{port}"
+
+    def is_ready() -> bool:
+        try:
+            return requests.get(f"{url}/health", timeout=5).status_code == 200
+        except requests.RequestException:
+            return False
+
+    try:
+        wait_until(is_ready, 60.0)
+        yield face, url
+    finally:
+        face.close()
