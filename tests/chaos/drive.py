@@ -21,12 +21,13 @@ from chaos.plan import Fate, Weather, fate_of, weather_of
 from chaos.world import CONCURRENCY, World, world
 
 EPOCH = 40
-"""Jobs after which the weather turns."""
+"""Jobs after which the weather turns, unless a run says otherwise."""
 
 AHEAD = CONCURRENCY * 2
 TIMEOUT_S = 30.0
 TOO_LATE_S = 0.5
 END_S = 120.0
+HOOK_S = 40.0
 LOG_LINES = 200
 FIRST_COLOUR = 0x000100
 
@@ -68,8 +69,10 @@ class Life:
     fate: Fate
     job: PlaneJob
     epoch: int
+    since: float = field(default_factory=time.monotonic)
     taken_at: float | None = None
     cancelled: bool = False
+    accepted: int = 0
 
 
 @dataclass
@@ -83,21 +86,22 @@ class HookLife:
     since: float = field(default_factory=time.monotonic)
 
 
-def run(seed: int, jobs: int, folder: Path) -> Report:
+def run(seed: int, jobs: int, folder: Path, epoch: int = EPOCH) -> Report:
     """
-    Run `jobs` jobs of a seed; return what came of it.
+    Run `jobs` jobs of a seed, with new weather after each `epoch` of them; return what came of it.
     """
     report = Report(seed, jobs)
     began = time.monotonic()
     with world(folder, seed) as place:
         before = _held(place)
-        driver = Driver(seed, place, report)
+        driver = Driver(seed, place, report, epoch)
         driver.run(jobs)
         place.clear_up()
+        driver.look_again()
         report.violations += _left_behind(place, before)
         report.faults = place.counts + place.host.counts
         report.log = "\n".join(place.vast.lines[-LOG_LINES:]) + "\n".join(place.worker.lines[-LOG_LINES:])
-    if place.worker.leftovers():
+    if place.worker.leftovers() or place.vast.leftovers():
         report.violations.append("processes are left behind")
     report.seconds = time.monotonic() - began
     return report
@@ -108,8 +112,9 @@ class Driver:
     Keeps some jobs more in the queue than the worker takes at once, and judges them as they end.
     """
 
-    def __init__(self, seed: int, place: World, report: Report) -> None:
-        self._seed, self._place, self._report = seed, place, report
+    def __init__(self, seed: int, place: World, report: Report, epoch: int) -> None:
+        self._seed, self._place, self._report, self._epoch = seed, place, report, epoch
+        self._ended: list[Life] = []
         self._weathers: list[Weather] = []
         self._living: list[Life | HookLife] = []
 
@@ -118,8 +123,8 @@ class Driver:
         Run them all.
         """
         for number in range(jobs):
-            if number % EPOCH == 0:
-                self._weathers.append(weather_of(self._seed, number // EPOCH))
+            if number % self._epoch == 0:
+                self._weathers.append(weather_of(self._seed, number // self._epoch))
                 self._place.turn(self._weathers[-1])
             self._wait_for(AHEAD)
             fate = fate_of(self._seed, number + FIRST_COLOUR)
@@ -156,6 +161,9 @@ class Driver:
         bodies = self._place.host.hooks[life.fate.number]
         for text in hook_violations(life.fate, bodies, self._codes(life)):
             self._wrong(life, text)
+        seconds = self._place.host.told[life.fate.number] - life.since
+        if seconds > TIMEOUT_S + HOOK_S:
+            self._wrong(life, f"the webhook came after {seconds:.0f} s")
         self._report.outcomes[f"webhook: {json.loads(bodies[0])['status']}"] += 1
         return True
 
@@ -163,17 +171,29 @@ class Driver:
         """
         Wait until no more than `most` jobs are on their way.
         """
-        end = time.monotonic() + END_S
         while len(self._living) > most:
             for life in list(self._living):
+                is_lost = time.monotonic() - life.since > END_S
                 if self._look(life):
+                    self._living.remove(life)
+                elif is_lost:
+                    self._wrong(life, f"has not ended after {END_S:.0f} s")
                     self._living.remove(life)
             if len(self._living) > most:
                 time.sleep(0.01)
-            if time.monotonic() > end:
-                for life in self._living:
-                    self._wrong(life, f"has not ended after {END_S:.0f} s")
-                self._living.clear()
+
+    def look_again(self) -> None:
+        """
+        See that no job was given a further result after the one that was judged.
+        """
+        for life in self._ended:
+            accepted = sum(post.status == 200 for post in life.job.results)
+            most = 2 if life.fate.kind == "twice" else max(life.accepted, int(life.fate.kind == "cancelled"))
+            if accepted > most:
+                self._wrong(life, f"{accepted} results were accepted in the end")
+        for number, bodies in self._place.host.hooks.items():
+            if len(set(bodies)) != 1:
+                self._report.violations.append(f"job {number}: different webhooks came in the end")
 
     def _look(self, life: Life | HookLife) -> bool:
         """
@@ -203,6 +223,8 @@ class Driver:
         for text in violations(life.fate, life.job, codes, self._place.host, timeout, taken):
             self._wrong(life, text)
         self._report.outcomes[outcome_of(life.job)] += 1
+        life.accepted = sum(post.status == 200 for post in life.job.results)
+        self._ended.append(life)
         life.job.envelope.clear()
         return True
 
@@ -275,7 +297,8 @@ def _left_behind(place: World, before: tuple[int, int]) -> Iterator[str]:
     folder = place.folder / "ComfyUI"
 
     def folders() -> list[Path]:
-        return [*(folder / "output").glob("cw-*"), *place.worker.temp.glob("comfy-worker-[!e]*")]
+        scratch = (*place.worker.temp.glob("comfy-worker-[!e]*"), *place.vast.temp.glob("comfy-worker-[!e]*"))
+        return [*(folder / "output").glob("cw-*"), *scratch]
 
     try:
         wait_until(lambda: not folders(), 20.0)

@@ -8,11 +8,11 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from support.control_plane import PlaneJob
 
 from chaos.plan import Fate, Kind
-from chaos.world import BITS, Host
+from chaos.world import Host, picture_of
 
 OWN: dict[Kind, frozenset[str]] = {
     "url_gone": frozenset({"input_unavailable"}),
@@ -57,17 +57,17 @@ def violations(
     if len(accepted) not in ((1, 2) if fate.kind == "twice" else (1,)):
         yield f"{len(accepted)} results were accepted"
         return
-    late = accepted[0].at - taken_at - timeout_s
-    if late > MARGIN_S:
-        yield f"the result came {late:.0f} s after the deadline"
-    body = accepted[0].body
-    output = body.get("output")
-    if not isinstance(output, dict):
-        yield f"no output: {str(body)[:200]}"
-    elif "error" in output or "error" in body:
-        yield from _failed(fate, output, str(body.get("error") or output.get("error") or ""), codes)
-    else:
-        yield from _right(fate, output, host)
+    for post in accepted:
+        late = post.at - taken_at - timeout_s
+        if late > MARGIN_S:
+            yield f"the result came {late:.0f} s after the deadline"
+        output = post.body.get("output")
+        if not isinstance(output, dict):
+            yield f"no output: {str(post.body)[:200]}"
+        elif "error" in output or "error" in post.body:
+            yield from _failed(fate, output, str(post.body.get("error") or output.get("error") or ""), codes)
+        else:
+            yield from _right(fate, output, host)
 
 
 def hook_violations(fate: Fate, bodies: Collection[bytes], codes: Collection[str]) -> Iterator[str]:
@@ -77,6 +77,8 @@ def hook_violations(fate: Fate, bodies: Collection[bytes], codes: Collection[str
     if len(set(bodies)) != 1:
         yield f"{len(set(bodies))} different webhooks came"
         return
+    if fate.kind == "hook" and len(bodies) != 1:
+        yield f"the webhook came {len(bodies)} times, though the first was taken"
     body = json.loads(next(iter(bodies)))
     if body["status"] == "failed":
         yield from _failed(fate, {"error_code": body["error"]["code"]}, body["message"], codes)
@@ -84,8 +86,8 @@ def hook_violations(fate: Fate, bodies: Collection[bytes], codes: Collection[str
         yield f"the webhook says {body['status']}"
     elif len(body["output"]) != 1:
         yield f"{len(body['output'])} pictures came back"
-    elif (number := colour_of(base64.b64decode(body["output"][0]["data"]))) != fate.number:
-        yield f"the picture is that of job {number}"
+    else:
+        yield from _picture(fate, base64.b64decode(body["output"][0]["data"]))
 
 
 def outcome_of(job: PlaneJob) -> str:
@@ -107,6 +109,9 @@ def _failed(fate: Fate, output: dict[str, Any], reason: str, codes: Collection[s
         yield f"failed with {code}, which nothing explains: {reason[:300]}"
     if not reason:
         yield "failed without a reason"
+    said = reason + str(output.get("details"))
+    if code == "node_failed" and f"no luck with {fate.number}" not in said:
+        yield f"failed with the reason of another job: {said[:300]}"
 
 
 def _right(fate: Fate, output: dict[str, Any], host: Host) -> Iterator[str]:
@@ -126,24 +131,20 @@ def _right(fate: Fate, output: dict[str, Any], host: Host) -> Iterator[str]:
             yield f"{path} was told of and is not there"
             return
         data = host.stored[path]
-    number = inverted_number_of(data) if fate.kind.startswith("url") else colour_of(data)
-    if number != fate.number:
-        yield f"the picture is that of job {number}"
+    yield from _picture(fate, data)
 
 
-def colour_of(data: bytes) -> int:
+def _picture(fate: Fate, data: bytes) -> Iterator[str]:
     """
-    Return the colour of the first pixel.
+    Yield what is wrong with a picture; every pixel of it must be the job's own.
     """
     with Image.open(io.BytesIO(data)) as image:
-        red, green, blue = image.convert("RGB").tobytes()[:3]
-    return red << 16 | green << 8 | blue
-
-
-def inverted_number_of(data: bytes) -> int:
-    """
-    Return the number of a picture of `world.picture_of` that was inverted.
-    """
-    with Image.open(io.BytesIO(data)) as image:
-        levels = image.convert("L").crop((0, 0, BITS, 1)).tobytes()
-    return sum(1 << place for place, level in enumerate(levels) if level < 128)
+        found = image.convert("RGB")
+    if fate.kind.startswith("url"):
+        with Image.open(io.BytesIO(picture_of(fate.number))) as sent:
+            wanted = ImageOps.invert(sent.convert("RGB"))
+    else:
+        red, green, blue = fate.number >> 16 & 255, fate.number >> 8 & 255, fate.number & 255
+        wanted = Image.new("RGB", found.size, (red, green, blue))
+    if found.size != wanted.size or found.tobytes() != wanted.tobytes():
+        yield f"the picture is not its own: it begins with {found.tobytes()[:3].hex()}"

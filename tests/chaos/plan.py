@@ -77,7 +77,7 @@ WEATHERS: tuple[tuple[Weather, int], ...] = (
     (Weather("ComfyUI killed", {}, AWAY, kills=True), 3),
     (Weather("ComfyUI dies at a node", {"die_at_node": "2"}, AWAY), 1),
     (Weather("outputs vanish", {"delete_outputs_after_run": True}, frozenset({"delivery_failed"})), 2),
-    (Weather("disk full", {}, frozenset({"job_failed", "disk_full", "input_unavailable", "worker_error"}), full_disk=True), 2),
+    (Weather("disk full", {}, frozenset({"job_failed", "disk_full", "input_unavailable"}), full_disk=True), 2),
 )  # fmt: skip
 
 
@@ -103,9 +103,11 @@ def fate_of(seed: int, number: int) -> Fate:
 
 def weather_of(seed: int, epoch: int) -> Weather:
     """
-    Return the weather of one epoch of a run; the first is fair.
+    Return the weather of one epoch of a run; the first is fair. Every round of epochs has every weather, each by its share.
     """
-    chooser = random.Random(f"{seed} weather {epoch}")
     if epoch == 0:
         return WEATHERS[0][0]
-    return chooser.choices([weather for weather, _ in WEATHERS], [share for _, share in WEATHERS])[0]
+    deck = [weather for weather, share in WEATHERS for _ in range(share)]
+    number, place = divmod(epoch - 1, len(deck))
+    random.Random(f"{seed} weather {number}").shuffle(deck)
+    return deck[place]

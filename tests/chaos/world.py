@@ -53,7 +53,7 @@ class Host:
     def __init__(self) -> None:
         self.stored: dict[str, bytes] = {}
         self.hooks: dict[int, list[bytes]] = {}
-        self.told: set[int] = set()
+        self.told: dict[int, float] = {}
         self.counts: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -97,6 +97,13 @@ class Host:
         self._thread.join(5)
         self._server.server_close()
 
+    def count(self, name: str) -> None:
+        """
+        Count a request that was answered badly, or on a path that is.
+        """
+        with self._lock:
+            self.counts[name] += 1
+
     def times(self, path: str) -> int:
         """
         Count a request for a path; return how many there were.
@@ -112,7 +119,8 @@ class Host:
         _, how, name = handler.path.partition("?")[0].split("/", 2)
         number = int(name.partition(".")[0])
         body = picture_of(number)
-        self.counts[f"host: {how}"] += 1
+        if how != "good":
+            self.count(f"host: {how}")
         if how == "gone":
             _answer(handler, 404, b"no such file")
         elif how == "flaky" and self.times(handler.path) <= 2:
@@ -138,7 +146,8 @@ class Host:
         if how == "slow":
             time.sleep(SLOW_S)  # a slow reader: the body waits in the connection
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-        self.counts[f"store: {how}"] += 1
+        if how != "good":
+            self.count(f"store: {how}")
         if how == "refused":
             _answer(handler, 403, b"<Error><Code>AccessDenied</Code></Error>")
         elif how == "flaky" and self.times(path) <= 1:
@@ -156,7 +165,8 @@ class Host:
         """
         _, how, name = handler.path.split("/", 2)
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-        self.counts[f"receiver: {how}"] += 1
+        if how != "hook":
+            self.count(f"receiver: {how[5:]}")
         with self._lock:
             self.hooks.setdefault(int(name), []).append(body)
             first = len(self.hooks[int(name)]) == 1
@@ -166,7 +176,7 @@ class Host:
             _reset(handler)
         else:
             _answer(handler, 200, b"")
-            self.told.add(int(name))
+            self.told.setdefault(int(name), time.monotonic())
 
 
 def picture_of(number: int) -> bytes:
@@ -229,20 +239,28 @@ class World:
         """
         Change the weather. Jobs go on meanwhile.
         """
-        self.counts[f"weather: {weather.name}"] += 1
         self._limit_files(SMALL_FILE if weather.full_disk else resource.RLIM_INFINITY)
-        self._set_faults(weather.faults)
+        is_set = self._set_faults(weather.faults)
+        self.counts[f"weather: {weather.name}{'' if is_set else ' (ComfyUI was away)'}"] += 1
         if weather.kills:
             self.kill()
 
-    def _set_faults(self, faults: Mapping[str, Any]) -> None:
+    def _set_faults(self, faults: Mapping[str, Any]) -> bool:
         # A ComfyUI that is just being started again has no faults, and none is needed: it is the fault.
-        with contextlib.suppress(requests.RequestException):
-            requests.post(f"{self.engine_url}/standin/faults", json=dict(faults), timeout=2)
+        try:
+            url = f"{self.engine_url}/standin/faults"
+            return requests.post(url, json=dict(faults), timeout=2).status_code == 200
+        except requests.RequestException:
+            return False
 
     def _limit_files(self, size: int) -> None:
-        _, most = resource.prlimit(self.worker.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.worker.pid, resource.RLIMIT_FSIZE, (size, most))
+        limits = {self.worker.pid: size, self.vast.pid: size}
+        # A ComfyUI that was started meanwhile has inherited the limit, which is not meant for it.
+        limits |= {child.pid: resource.RLIM_INFINITY for child in self.worker.children()}
+        for pid, limit in limits.items():
+            with contextlib.suppress(OSError):
+                _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, most))
 
     def kill(self) -> None:
         """
