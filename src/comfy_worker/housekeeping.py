@@ -28,6 +28,7 @@ FREE_S = 5.0
 """How long ComfyUI may take to give memory back; it does so between two prompts."""
 PAUSE_S = 0.1
 LOOK_EVERY_S = 1.0
+TRIM_EVERY_S = 60.0
 SCRATCH = "comfy-worker-"
 OF_THE_WORKER = "comfy-worker-engine-"
 
@@ -66,6 +67,7 @@ class Keeper:
         self._clock = clock
         self._sleep = sleep
         self._looked = -LOOK_EVERY_S
+        self._trimmed = -TRIM_EVERY_S
         self.is_worn = False
 
     def around(self, run: Run) -> Run:
@@ -118,6 +120,9 @@ class Keeper:
         if now - self._looked < LOOK_EVERY_S:
             return
         self._looked = now
+        if now - self._trimmed >= TRIM_EVERY_S:
+            self._trimmed = now
+            machine.trim()
         if self._has_memory():
             return
         logger.warning("Memory (RAM) is almost used up; ComfyUI is told to free its own.")
