@@ -6,10 +6,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from comfy_worker.azure import AzureTarget
 from comfy_worker.errors import InputUnavailable, JobInvalid
 from comfy_worker.fetch_file import ReadS3
 from comfy_worker.fetch_guard import Guard
 from comfy_worker.job import Bucket, HttpTarget, Target
+from comfy_worker.storage.azure import AzureStore
 from comfy_worker.storage.hf import HfStore
 from comfy_worker.storage.http_put import HttpPut
 from comfy_worker.storage.s3 import S3Store, Stores
@@ -50,9 +52,15 @@ class Buckets:
         """
         if bucket is None or bucket.endpoint_url is None or self._is_trusted(bucket):
             return
-        parts = urlsplit(bucket.endpoint_url)
         try:
-            self._guard.addresses(parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme])
+            parts = urlsplit(bucket.endpoint_url)
+            host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
+        except (LookupError, ValueError) as exc:
+            raise JobInvalid(
+                "The endpoint of the job's bucket must be an http or https URL.", field="s3Config"
+            ) from exc
+        try:
+            self._guard.addresses(host, port)
         except InputUnavailable as exc:
             raise JobInvalid(
                 f"The endpoint of the job's bucket cannot be used: {exc}", field="s3Config"
@@ -80,6 +88,8 @@ class Buckets:
     def _store(self, bucket: Bucket | Target) -> Store:
         if isinstance(bucket, Bucket):
             return self._s3(bucket)
+        if isinstance(bucket, AzureTarget):
+            return AzureStore(bucket)
         return HttpPut(bucket, self._guard) if isinstance(bucket, HttpTarget) else HfStore(bucket)
 
     def prober(self, bucket: Bucket) -> Probe:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, ImageCms, ImageOps, ImageSequence, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, ImageSequence
 
-from comfy_worker import picture
+from comfy_worker import convert_metadata, convert_vips, picture
 from comfy_worker.errors import JobFailed, JobInvalid
 from comfy_worker.job import Conversion
 
@@ -99,7 +99,6 @@ MIME = {
     "png": "image/png",
     "avif": "image/avif",
 }
-_MOST_EXIF_BYTES = 65_533  # a JPEG segment holds no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +146,20 @@ def unheeded(conversion: Conversion) -> tuple[str, ...]:
     """
     Return one warning that names the options given which this worker's encoder does not have; empty when there are none.
     """
-    table = OPTIONS[conversion.format]
-    names = [
-        name
-        for name, value in conversion.options.items()
-        if table[name].pillow is None and value != table[name].default and name != "optimizeScans"
-    ]
-    if not names:
+    names = [name for name in _beyond_pillow(conversion) if name != "optimizeScans"]
+    if not names or convert_vips.library() is not None:
         return ()
     best = " (mozjpeg: progressive with optimised coding instead)" if "mozjpeg" in names else ""
     return (f"convert_output: {', '.join(names)} had no effect, the encoder has no such option{best}",)
+
+
+def _beyond_pillow(conversion: Conversion) -> list[str]:
+    table = OPTIONS[conversion.format]
+    return [
+        name
+        for name, value in conversion.options.items()
+        if table[name].pillow is None and value != table[name].default
+    ]
 
 
 def convert(
@@ -172,16 +175,39 @@ def convert(
     """
     target = "jpeg" if conversion.format == "jpg" else conversion.format
     with picture.opened(source) as image:
-        options = _pillow_options(conversion)
-        metadata = _metadata(image, target) if conversion.keep_metadata else {}
+        metadata = convert_metadata.kept(image, target) if conversion.keep_metadata else {}
         if target != "jpeg" and _is_animation(image):
-            first, moving = _animation(image, target, metadata, most_pixels)
-            options |= moving
+            frames, timing = _animation(image, target, metadata, most_pixels)
         else:
-            first = _pixels(image if metadata else ImageOps.exif_transpose(image), target, metadata)
-        out = io.BytesIO()
-        first.save(out, target.upper(), **options, **metadata)
-    return Converted(out.getvalue(), MIME[target], conversion.format)
+            frames = [_pixels(image if metadata else ImageOps.exif_transpose(image), target, metadata)]
+            timing = {}
+        data = _encoded(frames, target, conversion, metadata, timing)
+    return Converted(data, MIME[target], conversion.format)
+
+
+def _encoded(
+    frames: list[Image.Image],
+    target: str,
+    conversion: Conversion,
+    metadata: dict[str, Any],
+    timing: dict[str, Any],
+) -> bytes:
+    if _beyond_pillow(conversion) and convert_vips.library() is not None:
+        options = with_defaults(target, _as_mozjpeg(conversion.options))
+        return convert_vips.encode(frames, target, options, metadata, timing)
+    moving = {"save_all": True, "append_images": frames[1:], **timing} if timing else {}
+    out = io.BytesIO()
+    frames[0].save(out, target.upper(), **_pillow_options(conversion), **moving, **metadata)
+    return out.getvalue()
+
+
+def _as_mozjpeg(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not given.get("mozjpeg"):
+        return given
+    # Optimised scans are progressive ones.
+    scans = given.get("progressive", True)
+    made = {"progressive": True, "optimizeCoding": True, **convert_vips.MOZJPEG, "optimizeScans": scans}
+    return {**made, **given}
 
 
 def _pillow_options(conversion: Conversion) -> dict[str, Any]:
@@ -208,7 +234,7 @@ def _is_animation(image: Image.Image) -> bool:
 
 def _animation(
     image: Image.Image, target: str, metadata: Mapping[str, Any], most_pixels: int
-) -> tuple[Image.Image, dict[str, Any]]:
+) -> tuple[list[Image.Image], dict[str, Any]]:
     frames: list[Image.Image] = []
     durations: list[int] = []
     for number, frame in enumerate(ImageSequence.Iterator(image)):
@@ -222,7 +248,7 @@ def _animation(
         durations.append(round(frame.info.get("duration") or 100))
     once = 1 if image.format == "GIF" else 0
     loop = {} if target == "avif" else {"loop": image.info.get("loop", once)}
-    return frames[0], {"save_all": True, "append_images": frames[1:], "duration": durations, **loop}
+    return frames, {"duration": durations, **loop}
 
 
 def _pixels(image: Image.Image, target: str, metadata: Mapping[str, Any]) -> Image.Image:
@@ -263,33 +289,3 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image  # a profile for another kind of image says nothing about this one
     return moved if moved is not None else image
-
-
-def _metadata(image: Image.Image, target: str) -> dict[str, Any]:
-    """
-    Return what `save` needs to keep the metadata: text for PNG; EXIF, XMP and the colour profile for the others.
-    """
-    image.load()  # text may stand behind the pixels of a PNG
-    texts = {key: str(text) for key, text in getattr(image, "text", {}).items()}
-    exif = image.getexif()
-    kept: dict[str, Any] = {}
-    if target == "png":
-        kept["pnginfo"] = PngImagePlugin.PngInfo()
-        for key, text in texts.items():
-            kept["pnginfo"].add_text(key, text)
-    else:
-        _put_workflow(exif, texts)
-        if image.info.get("xmp"):
-            kept["xmp"] = image.info["xmp"]
-    if len(exif) and len(exif.tobytes()) <= (_MOST_EXIF_BYTES if target == "jpeg" else 1 << 31):
-        kept["exif"] = exif.tobytes()
-    if image.info.get("icc_profile") and image.mode in {"RGB", "RGBA", "P"}:
-        kept["icc_profile"] = image.info["icc_profile"]
-    return kept
-
-
-def _put_workflow(exif: Image.Exif, texts: Mapping[str, str]) -> None:
-    # ComfyUI 0.27.0 looks for a workflow dropped onto its editor in these two tags of a WebP.
-    for key, tag in (("prompt", 0x0110), ("workflow", 0x010F)):
-        if key in texts:
-            exif[tag] = f"{key}:{texts[key]}"

@@ -57,14 +57,14 @@ def origin(url: str) -> tuple[str, str | None, int | None]:
 
 def with_query(url: str, auth: UrlAuth | None) -> str:
     """
-    Return the URL with the parameter that its credential asks for.
+    Return the URL with the parameters that its credential asks for.
     """
-    if auth is None or auth.query is None:
+    if auth is None or not auth.query:
         return url
     parts = urlsplit(url)
-    name, value = auth.query
-    kept = [(key, text) for key, text in parse_qsl(parts.query, keep_blank_values=True) if key != name]
-    return urlunsplit(parts._replace(query=urlencode([*kept, (name, value.get_secret_value())])))
+    own = {name: value.get_secret_value() for name, value in auth.query}
+    kept = [(key, text) for key, text in parse_qsl(parts.query, keep_blank_values=True) if key not in own]
+    return urlunsplit(parts._replace(query=urlencode([*kept, *own.items()])))
 
 
 def _name_in(response: requests.Response) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from comfy_worker.comfy.files import ComfyFiles
 from comfy_worker.deadline import Deadline
-from comfy_worker.errors import JobFailed
+from comfy_worker.errors import InputUnavailable, JobFailed
+from comfy_worker.job import InputFile
 
 
 class PlainNames:
@@ -103,6 +104,25 @@ def saving() -> Iterator[None]:
         raise JobFailed(
             "An input could not be saved: the worker's disk is full or cannot be written to."
         ) from exc
+
+
+def taken(file: InputFile, to: Path, max_bytes: int) -> None:
+    """
+    Copy a file of this disk, which its owner may change meanwhile.
+
+    Raises:
+        InputUnavailable: it is no file any more, or larger than `max_bytes`.
+        JobFailed: the disk did not take the copy.
+    """
+    source = file.path or Path()
+    if not source.is_file():
+        raise InputUnavailable(f"Error uploading {file.name}: '{file.field}' is the path of no file")
+    if source.stat().st_size > max_bytes:
+        raise InputUnavailable(
+            f"Error uploading {file.name}: '{file.field}' is larger than {max_bytes:,} bytes (INPUT_MAX_MB)"
+        )
+    with saving():
+        shutil.copyfile(source, to)
 
 
 def copied(source: Path) -> Path:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import SecretStr
 
+from comfy_worker.azure import AzureTarget
+
 Workflow = Mapping[str, Any]
 """A graph in ComfyUI's API format: `{node_id: {"class_type": str, "inputs": {...}, "_meta"?: {"title": str}}}`."""
 
@@ -56,14 +58,15 @@ class UrlAuth:
     """
 
     headers: tuple[tuple[str, SecretStr], ...] = ()
-    query: tuple[str, SecretStr] | None = None
+    query: tuple[tuple[str, SecretStr], ...] = ()
     bucket: Bucket | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """
-    One file the workflow reads: `data` (encoded text, still to be decoded) or `url` (http, https, s3) is set.
+    One file the workflow reads: `data` (encoded text, still to be decoded), `url` (http, https, s3) or `path` is set. A
+    `path` is a file of the worker's disk that was judged already; `is_repository` says that `url` is one for git.
 
     `name` is what the workflow calls it, `field` where the job gave it (`images[0]`), for messages. `folder` is set for
     a model: the folder of ComfyUI's models that it goes to, instead of the input folder.
@@ -76,6 +79,8 @@ class InputFile:
     must_be_image: bool = False
     auth: UrlAuth | None = None
     folder: str | None = None
+    path: Path | None = None
+    is_repository: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class HfTarget:
     endpoint: str | None = None
 
 
-Target = HttpTarget | HfTarget
+Target = HttpTarget | HfTarget | AzureTarget
 
 
 @dataclass(frozen=True, slots=True)

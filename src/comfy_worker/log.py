@@ -162,7 +162,7 @@ def configure(level: str, *, as_json: bool, stream: TextIO | None = None) -> Non
         root.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
-    for noisy in ("urllib3", "botocore", "boto3", "s3transfer", "websocket", "PIL"):
+    for noisy in ("urllib3", "botocore", "boto3", "s3transfer", "websocket", "PIL", "azure"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from comfy_worker import entry, log, settings
 from comfy_worker.errors import ConfigInvalid, ModelUnavailable, ProvisioningFailed
-from comfy_worker.faces import vast_environ
+from comfy_worker.faces import salad_environ, vast_environ
 from comfy_worker.faces.runpod_sdk import exit_on_sigterm
 from comfy_worker.settings_parsers import TRUE
 
@@ -60,6 +60,7 @@ def serve(environ: Mapping[str, str], face: Face, host: str | None, port: int | 
         address_of(environ, face, host, port)
         config = settings.load({**DEFAULTS.get(face, {}), **_translated(face, environ)})
         _provision(face, environ, config)
+        _check_manifest(face, config)
         worker = entry.started(config, builtin="RUNPOD_POD_ID" not in environ)
         _remark(face, environ, config)
     except (ConfigInvalid, ModelUnavailable, ProvisioningFailed) as exc:
@@ -84,6 +85,8 @@ def serve(environ: Mapping[str, str], face: Face, host: str | None, port: int | 
 
 
 def _translated(face: Face, environ: Mapping[str, str]) -> Mapping[str, str]:
+    if face is Face.salad:
+        return salad_environ.translated(environ)
     return vast_environ.translated(environ) if face is Face.vast else environ
 
 
@@ -94,6 +97,16 @@ def _provision(face: Face, environ: Mapping[str, str], config: settings.Settings
 
     log.configure(config.log_level, as_json=config.log_format == "json")
     provisioning.at_start(config, environ)
+
+
+def _check_manifest(face: Face, config: settings.Settings) -> None:
+    if face is not Face.salad or config.manifest is None:
+        return
+    from comfy_worker.comfy import launch
+    from comfy_worker.models import peer_manifest  # only needed here, and heavy
+
+    # What it asks for is fetched behind the open socket; what is wrong with it is said before anything starts.
+    peer_manifest.wanted(config, config.comfyui_path if config.comfyui_url else launch.installed(config))
 
 
 def _remark(face: Face, environ: Mapping[str, str], config: settings.Settings) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import SecretStr
 
+from comfy_worker.azure import account_key, account_name, connection_string, secrets_in
 from comfy_worker.errors import ConfigInvalid
 from comfy_worker.settings_parsers import (
     Parser,
@@ -32,6 +33,7 @@ from comfy_worker.settings_parsers import (
     receiver,
     several,
     threshold,
+    words,
 )
 
 ACCOUNT = ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "NAME")
@@ -77,6 +79,7 @@ class Settings:
     comfyui_path: Path | None = setting(None, "Folder of the ComfyUI that the worker starts (the one with `main.py`).", folder, group="ComfyUI", names=("COMFYUI_PATH", "COMFY_HOME"))
     comfyui_python: Path | None = setting(None, "Python that runs ComfyUI; by default a virtual environment inside its folder, else the worker's own.", folder, group="ComfyUI")
     comfyui_args: tuple[str, ...] = setting((), "Extra arguments for ComfyUI, split as a shell does, for example `--cpu`.", arguments, group="ComfyUI")
+    comfyui_command: tuple[str, ...] = setting((), "Command that starts ComfyUI in place of the worker's own, split as a shell does and run in the worker's folder; it must listen on 127.0.0.1 at the port in COMFYUI_PORT_HOST, which is set for it. The Salad face takes CMD for it.", words, group="ComfyUI")
     comfy_port: int = setting(8188, "Port for the ComfyUI that the worker starts, on 127.0.0.1; 0 takes a free one.", number(0, 65535, whole=True), group="ComfyUI", names=("COMFY_PORT", "COMFYUI_PORT_HOST"))
     comfy_log_level: str = setting("INFO", "How much ComfyUI logs: DEBUG, INFO, WARNING, ERROR or CRITICAL.", choice(*LEVELS), group="ComfyUI")
     comfy_boot_timeout_s: float = setting(600.0, "Seconds ComfyUI may take to answer after its start, while its process lives.", number(1), group="ComfyUI")
@@ -117,10 +120,12 @@ class Settings:
     input_threads: int = setting(8, "Input files fetched at once, per job.", number(1, 64, whole=True), group="Inputs")
     input_cache_mb: float = setting(4096.0, "Megabytes of unused input files kept in ComfyUI's input folder.", number(0), group="Inputs")
     input_cache_age_s: float = setting(86_400.0, "Seconds after which an unused input file is removed.", number(0), group="Inputs")
+    input_roots: tuple[Path, ...] = setting((), "Further folders, with `:` between them, whose files a request to the Salad face may name by their path.", folders, group="Inputs")
     allow_private_urls: bool = setting(False, "Let jobs fetch inputs from private, loopback and link-local addresses; only for a trusted network.", boolean, group="Inputs")
 
     models_manifest: str | None = setting(None, "Models to have before the first job: a variant's name, a manifest's path or URL, or the manifest itself (TOML).", group="Models")
     model_dir: Path | None = setting(None, "Where models are put, and ComfyUI reads them: those of MODELS_MANIFEST (by default into `models` on the first volume, else into ComfyUI's own folder), and links to those that a job names by URL (by default into ComfyUI's own folder).", folder, group="Models")
+    manifest: str | None = setting(None, "Manifest of comfyui-api, as a file's path (YAML or JSON) or, as MANIFEST_JSON, the text itself; only the Salad face reads it, and only its `models`.", group="Models", names=("MANIFEST_JSON", "MANIFEST"))
     models_threads: int = setting(4, "Model files fetched at once.", number(1, 32, whole=True), group="Models")
     models_timeout_s: float = setting(3600.0, "Seconds the models may take at the start; what came is kept for the next start.", number(1), group="Models")
     hf_token: SecretStr | None = setting(None, "Token for Hugging Face, sent to that host only; needed for gated and private models.", SecretStr, group="Models", names=("HF_TOKEN", "HUGGINGFACE_ACCESS_TOKEN", "HUGGING_FACE_HUB_TOKEN"), secret=True)
@@ -152,6 +157,10 @@ class Settings:
     aws_secret_access_key: SecretStr | None = setting(None, "Secret key for them.", SecretStr, group="Storage", secret=True)
     aws_session_token: SecretStr | None = setting(None, "Session token for them.", SecretStr, group="Storage", secret=True)
     aws_endpoint_url: str | None = setting(None, "Endpoint of a store that is not AWS, for them.", http_url, group="Storage")
+    azure_storage_connection_string: SecretStr | None = setting(None, "Connection string of the account behind the Salad face's `azure_blob_upload` and Azure URLs; wins over the other three.", connection_string, group="Storage", secret=True)
+    azure_storage_account: str | None = setting(None, "Name of that account; with neither key nor SAS token Azure's default credential chain is asked (azure-identity).", account_name, group="Storage")
+    azure_storage_key: SecretStr | None = setting(None, "Key of that account.", account_key, group="Storage", secret=True)
+    azure_storage_sas_token: SecretStr | None = setting(None, "SAS token for that account, with or without `?`.", SecretStr, group="Storage", secret=True)
     upload_threads: int = setting(4, "Output files uploaded at once, per job.", number(1, 64, whole=True), group="Storage")
 
     max_body_size_mb: float = setting(100.0, "Largest body of a request to the Salad face, in megabytes.", number(0.001), group="HTTP server")
@@ -210,6 +219,7 @@ class Settings:
             value = getattr(self, entry.name)
             if entry.metadata["secret"] and value:
                 yield value.get_secret_value() if isinstance(value, SecretStr) else value
+        yield from secrets_in(self.azure_storage_connection_string)
 
 
 def names_of(entry: Any) -> tuple[str, ...]:

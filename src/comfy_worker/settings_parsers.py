@@ -115,18 +115,25 @@ def address(text: str) -> str:
     return http_url(text if "://" in text else f"http://{text}")
 
 
+def words(text: str) -> tuple[str, ...]:
+    """
+    Split a command as a shell would.
+    """
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as exc:
+        raise ValueError(f"arguments a shell could split ({exc})") from None
+
+
 def arguments(text: str) -> tuple[str, ...]:
     """
     Split extra ComfyUI arguments as a shell would; flags that the worker itself sets are refused.
     """
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as exc:
-        raise ValueError(f"arguments a shell could split ({exc})") from None
-    for word in words:
+    found = words(text)
+    for word in found:
         if word.split("=")[0] in OWN_FLAGS:
             raise ValueError(f"arguments without {word.split('=')[0]}, which the worker sets itself")
-    return words
+    return found
 
 
 def folder(text: str) -> Path:

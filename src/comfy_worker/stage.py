@@ -21,9 +21,10 @@ from comfy_worker.deadline import Deadline
 from comfy_worker.errors import InputUnavailable, WorkerError
 from comfy_worker.fetch import Fetcher, Item
 from comfy_worker.fetch_file import ReadS3
-from comfy_worker.holding import Held, PlainNames, copied, saving
+from comfy_worker.holding import Held, PlainNames, copied, saving, taken
 from comfy_worker.job import Bucket, InputFile, Job
 from comfy_worker.model_files import ModelFiles
+from comfy_worker.models.repositories import Repositories
 
 FAILED_TEXT = "Failed to upload one or more input images"
 NO_MODELS = "this worker takes no models from URLs: it does not know ComfyUI's models folder (MODEL_DIR)"
@@ -52,6 +53,7 @@ class Shelf:
     prober: Callable[[Bucket], Probe]
     reader: Callable[[Bucket | None], ReadS3 | None]
     admit: Callable[[Bucket | None], None]
+    repositories: Repositories | None = None
 
 
 class Stager:
@@ -167,10 +169,13 @@ class Stager:
                 "this worker takes no models from URLs: it does not know ComfyUI's models folder (MODEL_DIR)"
             )
             raise InputUnavailable(text, details=[text], field=wanted[0].field)
-        cache, models = self._shelf.cache, self._shelf.models
+        cache, models, repositories = self._shelf.cache, self._shelf.models, self._shelf.repositories
         names = dict[str, str]()
 
         def fetch(file: InputFile) -> None:
+            if file.is_repository and repositories is not None:
+                names[file.name] = repositories.obtain(str(file.url), deadline)
+                return
             path = cache.obtain(self._item(file, Path()), deadline, max_bytes=MODEL_MAX_BYTES, s3=read_s3)
             held.keep(partial(cache.release, path))
             models.link(str(file.folder), path.name, path)
@@ -221,14 +226,12 @@ class Stager:
         failures: dict[str, str] = {}
         wanted = [file for file in files if file.url is not None]
         for file in files:
-            if file.data is not None:
-                try:
-                    data = inline.decoded(file, self._max_bytes)
-                except InputUnavailable as exc:
-                    failures[file.field] = str(exc)
-                    continue
-                with saving():
-                    paths[file.name].write_bytes(data)
+            if file.url is not None:
+                continue
+            try:
+                self._take(file, paths[file.name])
+            except InputUnavailable as exc:
+                failures[file.field] = str(exc)
         source = self._shelf.cache if self._shelf else self._fetcher
         items = [self._item(file, paths[file.name]) for file in wanted]
         failures.update(source.fetch_all(items, deadline, max_bytes=self._max_bytes, s3=read_s3))
@@ -243,6 +246,14 @@ class Stager:
             details = [failures[file.field] for file in files if file.field in failures]
             raise InputUnavailable(FAILED_TEXT, details=details, field=next(iter(failures)))
         return paths
+
+    def _take(self, file: InputFile, to: Path) -> None:
+        if file.path is not None:
+            taken(file, to, self._max_bytes)
+        elif file.data is not None:
+            data = inline.decoded(file, self._max_bytes)
+            with saving():
+                to.write_bytes(data)
 
 
 @contextmanager

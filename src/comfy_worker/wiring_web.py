@@ -14,6 +14,7 @@ from comfy_worker.errors import InputUnavailable, JobInvalid
 from comfy_worker.fetch import Fetcher
 from comfy_worker.fetch_guard import Guard
 from comfy_worker.model_files import ModelFiles
+from comfy_worker.models.repositories import Repositories
 from comfy_worker.settings import Settings
 from comfy_worker.stage import Shelf
 from comfy_worker.webhook import Sender, SystemEvents, checked_url, key_of, secret_problem
@@ -91,7 +92,9 @@ class Web:
             evicted=models.drop_links_to if models else lambda _: None,
             threads=config.input_threads,
         )
-        self.shelf = Shelf(cache, models, buckets.prober, buckets.reader, buckets.admit)
+        private = config.allow_private_urls
+        repositories = Repositories(root / "diffusers", self._guard, http=private) if root else None
+        self.shelf = Shelf(cache, models, buckets.prober, buckets.reader, buckets.admit, repositories)
         return self.shelf
 
     def _cached(

@@ -28,6 +28,7 @@ TIMEOUT_S = 30.0
 TOO_LATE_S = 0.5
 END_S = 120.0
 HOOK_S = 40.0
+TEND_S = 1.0
 LOG_LINES = 200
 FIRST_COLOUR = 0x000100
 
@@ -115,6 +116,7 @@ class Driver:
     def __init__(self, seed: int, place: World, report: Report, epoch: int) -> None:
         self._seed, self._place, self._report, self._epoch = seed, place, report, epoch
         self._ended: list[Life] = []
+        self._tended = 0.0
         self._weathers: list[Weather] = []
         self._living: list[Life | HookLife] = []
 
@@ -172,6 +174,7 @@ class Driver:
         Wait until no more than `most` jobs are on their way.
         """
         while len(self._living) > most:
+            self._tend()
             for life in list(self._living):
                 is_lost = time.monotonic() - life.since > END_S
                 if self._look(life):
@@ -181,6 +184,25 @@ class Driver:
                     self._living.remove(life)
             if len(self._living) > most:
                 time.sleep(0.01)
+
+    def _tend(self) -> None:
+        """
+        See that the worker lives; one that has ended must have asked for it, and what it had is delivered again.
+        """
+        if time.monotonic() - self._tended < TEND_S:
+            return
+        self._tended = time.monotonic()
+        ended = self._place.is_replaced()
+        if ended is None:
+            return
+        posts = [post for life in self._ended[-200:] for post in life.job.results]
+        if not any(post.body.get("stopPod") for post in posts):
+            self._report.violations.append(f"the worker ended by itself with {ended[0]}: {ended[1][-1000:]}")
+        for life in self._living:
+            if isinstance(life, Life) and life.job.taken.is_set() and not life.job.done.is_set():
+                given = input_of(life.fate, self._place.host.url)
+                life.job, life.taken_at = self._place.plane.submit(given, life.job.id), None
+                life.since = time.monotonic()
 
     def look_again(self) -> None:
         """

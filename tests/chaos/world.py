@@ -7,10 +7,11 @@ import io
 import resource
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -233,7 +234,22 @@ class World:
     engine_url: str
     vast: WorkerProcess
     vast_url: str
+    start: Callable[[], WorkerProcess]
     counts: Counter[str] = field(default_factory=Counter)
+
+    def is_replaced(self) -> tuple[int, str] | None:
+        """
+        Start a new worker where the old one has ended, as RunPod does; return its exit code and its last lines then.
+        """
+        try:
+            code = self.worker.wait(0.0)
+        except subprocess.TimeoutExpired:
+            return None
+        said = "\n".join(self.worker.lines[-20:])
+        self.worker.close()
+        self.worker = self.start()
+        self.counts["worker replaced"] += 1
+        return code, said
 
     def turn(self, weather: Weather) -> None:
         """
@@ -312,14 +328,20 @@ def world(folder: Path, seed: int) -> Iterator[World]:
     }
     code = JUMPY.format(seed=seed, handler=str(ROOT / "handler.py"))
     with Host() as host, ControlPlane(hold_s=1.0) as plane:
-        worker = WorkerProcess(folder, {**plane.environ(), **own}, program=("-c", code))
+
+        def start() -> WorkerProcess:
+            return WorkerProcess(folder, {**plane.environ(), **own}, program=("-c", code))
+
+        first = start()
+        place: World | None = None
         try:
             wait_until(lambda: plane.takes, 60.0)
             engine_url = f"http://127.0.0.1:{port}"
             with _vast_face(folder / "vast", engine_url, engine) as (vast, vast_url):
-                yield World(plane, worker, host, folder, engine_url, vast, vast_url)
+                place = World(plane, first, host, folder, engine_url, vast, vast_url, start)
+                yield place
         finally:
-            worker.close()
+            (place.worker if place is not None else first).close()
 
 
 @contextlib.contextmanager

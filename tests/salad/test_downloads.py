@@ -151,6 +151,28 @@ def test_salad_s38_stalled_transfer_ends_with_the_request(cache: UrlCache, desk:
         cache.obtain(item(url), Deadline(0.5), max_bytes=1000)
 
 
+def test_salad_s38_silent_host_is_given_up(tmp_path: Path, desk: HttpDesk) -> None:
+    """A transfer that stands still is a refusal with the reason, long before the deadline."""
+    url = desk.put("/silent.bin", b"x", delay_s=5.0)
+    fetcher = Fetcher(allow_private=True, read_timeout_s=0.2, pauses_s=())
+    began = time.monotonic()
+
+    with pytest.raises(InputUnavailable, match="did not answer in time"):
+        obtained(UrlCache(tmp_path / "cache", fetcher), url)
+
+    assert time.monotonic() - began < 4.0
+
+
+def test_salad_s38_size_is_bounded_when_asked(cache: UrlCache, desk: HttpDesk, tmp_path: Path) -> None:
+    """A file above the given size is refused, and nothing of it stays."""
+    url = desk.put("/large.bin", b"x" * 5000)
+
+    with pytest.raises(InputUnavailable):
+        cache.obtain(item(url), Deadline(20), max_bytes=4999)
+
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_salad_s39_cache_files_have_hash_names(served: Served, desk: HttpDesk, tmp_path: Path) -> None:
     """Two downloads of one file name are two files, whatever name was asked for."""
     one, two = desk.put("/x/m.safetensors", SAFETENSORS), desk.put("/y/m.safetensors", SAFETENSORS + b"!")
@@ -303,6 +325,29 @@ def test_salad_s44_hugging_face_gets_its_token_and_nobody_else() -> None:
     assert others == [None, None, None]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://huggingface.co/a/b/resolve/main/c.safetensors",
+        "https://account.blob.core.windows.net/box/c.safetensors",
+    ],
+)
+def test_salad_s44_supplied_credential_is_used(url: str) -> None:
+    """On Hugging Face and Azure too, the request's own credential is shown, and no token of the operator beside it."""
+    from comfy_worker.faces.salad_auth import Trust, resolved
+    from comfy_worker.faces.salad_models import BearerAuth, Credential
+
+    own = Credential(url_pattern=f"{url[:20]}**", auth=BearerAuth(type="bearer", token=SecretStr("own")))
+
+    asked, auth = resolved(url, (own,), Trust(hf_token=SecretStr("hf_secret")))
+
+    assert auth is not None
+    assert asked == url
+    assert [(name, value.get_secret_value()) for name, value in auth.headers] == [
+        ("Authorization", "Bearer own")
+    ]
+
+
 def test_salad_s49_least_recently_used_goes_first(tmp_path: Path, desk: HttpDesk) -> None:
     """Over the limit the longest unused file goes, with sidecar and links; one in use and the newest stay."""
     models, told = ModelFiles(tmp_path / "models"), []
@@ -445,3 +490,19 @@ def test_salad_s82_models_never_fail(served: Served, tmp_path: Path) -> None:
 def test_patterns_of_credentials(pattern: str, url: str, fits: bool) -> None:
     """The patterns mean what they mean in the peer."""
     assert glob_matches(pattern, url) is fits
+
+
+@pytest.mark.parametrize("endpoint", ["example.com", "ftp://example.com", "https://[", "https://h:99999"])
+@pytest.mark.parametrize("wait", [True, False])
+def test_download_with_an_endpoint_that_is_no_url_is_no_fault_of_the_worker(
+    serve_salad: ServeSalad, tmp_path: Path, endpoint: str, wait: bool
+) -> None:
+    """Keys for an S3 endpoint that is no URL are refused; the worker does not fail on them."""
+    served = serve_salad(allow_private_urls=False)
+    (tmp_path / "models" / "loras").mkdir(parents=True)
+    auth = {"type": "s3", "access_key_id": "a", "secret_access_key": "b", "endpoint": endpoint}
+    body = {"url": "s3://box/m.safetensors", "model_type": "loras", "auth": auth, "wait": wait}
+
+    reply = served.post("/download", body)
+
+    assert reply.status_code == (400 if wait else 202), reply.text

@@ -14,7 +14,6 @@ from support.pictures import b64, invert_workflow, node, png
 from support.salad_fixtures import S3Server, ServeSalad
 from support.served import Served
 
-from comfy_worker.errors import JobInvalid
 from comfy_worker.faces import salad_graph, salad_media
 from comfy_worker.faces.salad_graph import Surroundings
 from comfy_worker.standin.thread import EngineThread
@@ -110,6 +109,41 @@ def test_salad_s29_local_paths_stay_inside(served: Served, engine: EngineThread,
         assert reply.json()["location"] == "prompt.1.inputs.image"
         assert reply.json()["error"].startswith("Failed to download image for node 1: ")
     link.unlink()
+
+
+def test_salad_s29_further_roots_are_the_operators(serve_salad: ServeSalad, tmp_path: Path) -> None:
+    """A path inside INPUT_ROOTS works too, as a copy; beside it, above it or over a link out of it none does."""
+    root = tmp_path / "shared"
+    (root / "deep").mkdir(parents=True)
+    file = root / "deep" / "s29.png"
+    file.write_bytes(PICTURE)
+    outside = tmp_path / "shared-not" / "secret.png"
+    outside.parent.mkdir()
+    outside.write_bytes(PICTURE)
+    (root / "link.png").symlink_to(outside)
+    served = serve_salad(input_roots=(root, tmp_path / "not there"))
+
+    assert ran(served, str(file)) == (245, 235, 225)
+    assert file.read_bytes() == PICTURE
+    for value in (outside, root / "link.png", f"{root}/../shared-not/secret.png", root / "gone.png", root):
+        reply = served.post("/prompt", {"prompt": invert_workflow(str(value))})
+        assert reply.status_code == 400, value
+        assert reply.json()["location"] == "prompt.1.inputs.image"
+
+
+def test_salad_s29_classes_of_paths_keep_the_path(tmp_path: Path) -> None:
+    """A class that reads paths itself is given the real one, and nothing is copied."""
+    file = tmp_path / "v.mp4"
+    file.write_bytes(b"video")
+    prompt = {
+        "1": node("VHS_LoadVideoPath", video=str(file)),
+        "2": node("SaveImage", images=("1", 0), filename_prefix="x"),
+    }
+
+    reading = salad_graph.read(prompt, "id", around(roots=(tmp_path,)))
+
+    assert reading.prompt["1"]["inputs"]["video"] == str(file.resolve())
+    assert reading.inputs == []
 
 
 def test_salad_s30_directory_keeps_the_order(tmp_path: Path) -> None:
@@ -308,14 +342,3 @@ def test_salad_s46_other_loaders_go_by_the_name_of_their_input() -> None:
 
     assert [file.folder for file in reading.inputs] == ["checkpoints", "text_encoders"]
     assert reading.prompt["2"]["inputs"]["clip_name1"] == "local.safetensors"
-
-
-def test_git_clone_of_a_diffusers_folder_is_refused() -> None:
-    """What this worker does not do is said before anything runs."""
-    prompt = {
-        "1": node("DiffusersLoader", model_path="https://huggingface.co/a/b"),
-        "2": node("SaveImage", images=("1", 0), filename_prefix="x"),
-    }
-
-    with pytest.raises(JobInvalid, match="clones no repositories"):
-        salad_graph.read(prompt, "id", around())

@@ -8,12 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 from support.pictures import empty_workflow, node
 from support.salad_fixtures import ServeSalad
 from support.served import Served
 
 COUNT = 200
+MOST_KEPT_MB = 200.0
+"""Stacks and arenas of 200 threads of the test's own clients among it: 1 MB for each request."""
+
+
+def rss_mb() -> float:
+    """
+    Return the memory of this process.
+    """
+    return float(psutil.Process().memory_info().rss) / (1 << 20)
 
 
 def body_of(number: int) -> dict[str, Any]:
@@ -43,6 +53,8 @@ def test_requests_that_stay_are_right_while_others_leave(serve_salad: ServeSalad
     """Of 200 requests a third hang up; the rest get their own files in order, and nothing is left waiting."""
     served = serve_salad(worker_concurrency=8)
 
+    before = rss_mb()
+
     def one(number: int) -> dict[str, Any] | None:
         if number % 3 == 0:
             leave(served, number)
@@ -68,3 +80,7 @@ def test_requests_that_stay_are_right_while_others_leave(serve_salad: ServeSalad
     while pool_.busy or client.queued() != (frozenset(), frozenset()):
         assert time.monotonic() < end
         time.sleep(0.05)
+    del replies
+    while rss_mb() - before > MOST_KEPT_MB:  # threads of the pool let go of their last one late
+        assert time.monotonic() < end, f"{rss_mb() - before:.0f} MB are still held"
+        time.sleep(0.1)

@@ -2,6 +2,7 @@
 Asynchronous requests and the webhooks at their end, verified with the receivers' own library.
 """
 
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from support.http_desk import Answer, HttpDesk, Seen
 from support.pictures import b64, empty_workflow, invert_workflow, node, png
 from support.salad_fixtures import WEBHOOK_SECRET, ServeSalad
 from support.served import Served
+
+from comfy_worker.webhook.sender import pause_s
 
 STATS = {
     "comfy_execution",
@@ -129,6 +132,32 @@ def test_salad_s67_webhook_is_tried_again_under_the_same_id(served: Served, desk
     assert {hook.headers["webhook-id"] for hook in hooks} == {"s67"}
     assert len({hook.body for hook in hooks}) == 1
     assert all(verified(hook) for hook in hooks)
+
+
+def test_salad_s67_attempts_are_counted(serve_salad: ServeSalad, desk: HttpDesk) -> None:
+    """A receiver that fails is asked as often as PROMPT_WEBHOOK_RETRIES says, and each attempt may take 30 s."""
+    served = serve_salad(prompt_webhook_retries=2)
+    desk.answers["/broken"] = Answer(status=503)
+    sender = served.worker.web.webhooks  # type: ignore[attr-defined]
+
+    served.post("/prompt", {"id": "s67b", "prompt": empty_workflow(5), "webhook_v2": f"{desk.url}/broken"})
+    desk.wait(2, timeout_s=30)
+    end = time.monotonic() + 20
+    while sender.pending:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+    assert [seen.headers["webhook-id"] for seen in desk.seen] == ["s67b", "s67b"]
+    assert sender._attempt_s == 30.0
+
+
+def test_salad_s67_pauses_grow_and_vary() -> None:
+    """The pause after each attempt is longer than before, and not the same for everybody."""
+    pauses = {attempt: [pause_s(attempt) for _ in range(50)] for attempt in (1, 2, 3)}
+
+    assert max(pauses[1]) < min(pauses[2])
+    assert max(pauses[2]) < min(pauses[3])
+    assert all(len(set(found)) > 1 for found in pauses.values())
 
 
 def test_salad_s68_failure_is_told_to_every_webhook(served: Served, desk: HttpDesk) -> None:

@@ -4,6 +4,7 @@ Which ComfyUI to use and how to start it: a decision over settings and what is o
 
 import importlib.util
 import logging
+import shutil
 import socket
 import sys
 from collections.abc import Sequence
@@ -64,7 +65,17 @@ def choose(config: Settings, scratch: Path, *, builtin: bool) -> Launch:
     port = config.comfy_port or free_port()
     folder = installed(config)
     if folder is not None:
-        return comfyui(config, folder, port, scratch)
+        return (
+            commanded(config, folder, port)
+            if config.comfyui_command
+            else comfyui(config, folder, port, scratch)
+        )
+    if config.comfyui_command:
+        raise ConfigInvalid(
+            [
+                "COMFYUI_PATH (or COMFY_HOME) must be set: the command that starts ComfyUI does not tell its folder"
+            ]
+        )
     if builtin:
         missing = [name for name in ENGINE_NEEDS if importlib.util.find_spec(name) is None]
         if missing:
@@ -136,6 +147,35 @@ def comfyui(settings: Settings, folder: Path, port: int, scratch: Path) -> Launc
         folder / "input",
         folder / "output",
         scratch / "temp",
+    )
+
+
+def commanded(settings: Settings, folder: Path, port: int) -> Launch:
+    """
+    Return how the operator's command starts the ComfyUI in `folder`, in the worker's folder and with comfyui-api's variables.
+
+    Raises:
+        ConfigInvalid: there is no such program.
+    """
+    command = settings.comfyui_command
+    if shutil.which(command[0]) is None:
+        raise ConfigInvalid(
+            [f"COMFYUI_COMMAND (or CMD) must name a program that is there, not {command[0]!r}"]
+        )
+    variables = (
+        "DIRECT_ADDRESS=127.0.0.1",
+        f"COMFYUI_PORT_HOST={port}",
+        "WEB_ENABLE_AUTH=false",
+        "CF_QUICK_TUNNELS=false",
+    )
+    return Launch(
+        "comfyui",
+        f"http://127.0.0.1:{port}",
+        ("env", f"--chdir={Path.cwd()}", *variables, *command),
+        folder,
+        settings.comfy_input_dir or folder / "input",
+        settings.comfy_output_dir or folder / "output",
+        folder / "temp",
     )
 
 

@@ -5,11 +5,8 @@ Clients of SaladTechnologies/comfyui-api (1.9 to 1.19) find the routes, fields a
 purpose is in docs/howto/switch-from-salad.md. Two pure translations, `to_order` and `to_reply`, and the routes around them.
 """
 
-import asyncio
 import logging
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +15,11 @@ import orjson
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from comfy_worker.azure import AzureAccount, account_of
 from comfy_worker.comfy.engine import Engine
 from comfy_worker.comfy.socket import EventSocket
-from comfy_worker.errors import ComfyUnavailable, JobFailed, WorkerBusy
 from comfy_worker.faces import http, salad_docs, salad_routes
-from comfy_worker.faces.http import Service, create_app
+from comfy_worker.faces.http import create_app
 from comfy_worker.faces.salad_auth import Trust, resolved
 from comfy_worker.faces.salad_delivery import Rules
 from comfy_worker.faces.salad_events import ComfyEvents, DeletionCost
@@ -30,15 +27,15 @@ from comfy_worker.faces.salad_graph import Surroundings
 from comfy_worker.faces.salad_models import Credential
 from comfy_worker.faces.salad_models_api import Library
 from comfy_worker.faces.salad_run import SaladFace
+from comfy_worker.faces.salad_start import Start
 from comfy_worker.job import Bucket
 from comfy_worker.settings import MEGABYTE, Settings
 from comfy_worker.stage import Shelf
+from comfy_worker.storage import azure_access
 from comfy_worker.templates import Templates
 from comfy_worker.webhook import Message, Sender, SystemEvents
 
 logger = logging.getLogger(__name__)
-
-WAIT_AGAIN_S = 1.0
 
 
 class Web(Protocol):
@@ -94,17 +91,7 @@ def app_of(worker: SaladWorker) -> FastAPI:
     library = Library(worker.engine.client, worker.web.shelf, rules.trust, rules.bucket)
     depth = lambda: worker.pool.busy  # noqa: E731
     api = salad_routes.Api(face, library, worker.templates, depth, config.max_queue_depth)
-    warming: list[asyncio.Task[None]] = []
-    ended = threading.Event()
-
-    async def start(service: Service) -> None:
-        warming.append(asyncio.create_task(_warm(worker, api, service, ended)))
-
-    async def end(_service: Service) -> None:
-        ended.set()
-        for task in warming:
-            task.cancel()
-
+    start = Start(worker, api.warmed)
     app = create_app(
         worker,
         title="ComfyUI API",
@@ -114,8 +101,8 @@ def app_of(worker: SaladWorker) -> FastAPI:
         routers=[salad_routes.router_of(api), salad_docs.router_of()],
         render=salad_routes.render,
         openapi_path="/docs/json",
-        on_start=[start],
-        on_end=[end, api.end],
+        on_start=[start.begin],
+        on_end=[start.end, api.end],
     )
     app.openapi = partial(  # type: ignore[method-assign]
         salad_docs.document, worker.templates, library.types, secured=config.server_api_key is not None
@@ -132,15 +119,28 @@ def rules_of(config: Settings) -> Rules:
         header = (config.http_auth_header_name, config.http_auth_header_value)
         if not config.http_auth_allowed_origins:
             logger.warning("HTTP_AUTH_HEADER_NAME goes nowhere: HTTP_AUTH_ALLOWED_ORIGINS names no origin.")
-    trust = Trust(header, frozenset(config.http_auth_allowed_origins), config.hf_token, config.aws_region)
+    account = _azure(config)
+    azure = partial(azure_access.reading, account) if account is not None else None
+    origins = frozenset(config.http_auth_allowed_origins)
+    trust = Trust(header, origins, config.hf_token, config.aws_region, azure)
     return Rules(
         trust,
         _bucket(config),
         hf_endpoint=config.hf_endpoint,
+        azure=account,
         timeout_s=config.job_timeout_s,
         prepend=config.prepend_filenames,
         strict=config.strict,
         comfy_org_api_key=config.comfy_org_api_key,
+    )
+
+
+def _azure(config: Settings) -> AzureAccount | None:
+    return account_of(
+        config.azure_storage_connection_string,
+        config.azure_storage_account,
+        config.azure_storage_key,
+        config.azure_storage_sas_token,
     )
 
 
@@ -166,6 +166,7 @@ def _around(worker: SaladWorker, trust: Trust, key: str, credentials: list[Crede
         key=key,
         folders=_folders(worker.engine),
         prepend=worker.settings.prepend_filenames,
+        roots=worker.settings.input_roots,
     )
 
 
@@ -186,31 +187,3 @@ def _events(worker: SaladWorker) -> ComfyEvents | None:
     events = ComfyEvents(worker.web.events, DeletionCost() if is_salad else None)
     worker.socket.tap = events
     return events
-
-
-async def _warm(worker: SaladWorker, api: salad_routes.Api, service: Service, ended: threading.Event) -> None:
-    """
-    Wait for ComfyUI, run the warm-up, and say that the worker is healthy from now on.
-    """
-
-    def check() -> None:
-        if ended.is_set():
-            raise WorkerBusy("The worker is shutting down.")
-
-    if worker.web.shelf is not None:
-        with suppress(JobFailed):
-            await asyncio.to_thread(worker.web.shelf.cache.start)
-    while True:
-        try:
-            await asyncio.to_thread(worker.engine.wait_ready, check)
-            break
-        except WorkerBusy:
-            return
-        except ComfyUnavailable as exc:
-            logger.error("%s", exc)
-            await asyncio.sleep(WAIT_AGAIN_S)
-    if not await asyncio.to_thread(worker.warm_up):
-        service.broken = "The warm-up failed, and WARMUP_REQUIRED is set"
-        return
-    await asyncio.to_thread(worker.socket.ensure, WAIT_AGAIN_S)
-    api.is_warm = True

@@ -6,7 +6,7 @@ The rules are those of SaladTechnologies/comfyui-api 1.18.0; the operator's head
 
 import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -39,13 +39,15 @@ HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 @dataclass(frozen=True, slots=True)
 class Trust:
     """
-    What the operator shows by itself, and to whom: one header for named origins, the token of Hugging Face.
+    What the operator shows by itself, and to whom: one header for named origins, the token of Hugging Face, and what
+    `azure` says of the URLs of its own account.
     """
 
     header: tuple[str, SecretStr] | None = None
     origins: frozenset[str] = frozenset()
     hf_token: SecretStr | None = None
     region: str | None = None
+    azure: Callable[[str], UrlAuth | None] | None = None
 
 
 def glob_matches(pattern: str, url: str) -> bool:
@@ -107,7 +109,7 @@ def resolved(url: str, credentials: Sequence[Credential], trust: Trust) -> tuple
         return bare, UrlAuth((trust.header,))
     if trust.hf_token is not None and origin_of(url) == origin_of(HUGGING_FACE):
         return bare, UrlAuth((("Authorization", _bearer(trust.hf_token)),))
-    return bare, None
+    return bare, trust.azure(bare) if trust.azure is not None else None
 
 
 def auth_of(auth: AnyAuth, trust: Trust) -> UrlAuth:
@@ -128,7 +130,7 @@ def auth_of(auth: AnyAuth, trust: Trust) -> UrlAuth:
                 raise JobInvalid("'header_name' must be the name of a header.", field="credentials")
             return UrlAuth(((auth.header_name, _sendable(auth.header_value)),))
         case QueryAuth():
-            return UrlAuth(query=(auth.query_param, auth.query_value))
+            return UrlAuth(query=((auth.query_param, auth.query_value),))
     return UrlAuth(bucket=_keys(auth, trust.region))
 
 

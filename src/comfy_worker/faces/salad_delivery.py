@@ -10,11 +10,13 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from comfy_worker import convert
+from comfy_worker.azure import AzureAccount, AzureTarget
 from comfy_worker.errors import JobInvalid
 from comfy_worker.faces import salad_auth
 from comfy_worker.faces.salad_auth import Trust
 from comfy_worker.faces.salad_models import (
     STORAGE,
+    AzureBlobUpload,
     ConvertOutput,
     HfUpload,
     HttpUpload,
@@ -23,8 +25,13 @@ from comfy_worker.faces.salad_models import (
     Strict,
 )
 from comfy_worker.job import Bucket, Conversion, Delivery, HfTarget, HttpTarget
+from comfy_worker.storage import azure_access
 
+NEEDED_BY_AZURE = "AZURE_STORAGE_ACCOUNT or AZURE_STORAGE_CONNECTION_STRING"
 REPO = re.compile(r"[A-Za-z0-9._-]{1,96}(/[A-Za-z0-9._-]{1,96})?")
+CONTAINER = re.compile(r"\$(root|web|logs)|[a-z0-9](-?[a-z0-9]){2,62}")
+"""Names of containers, as Azure takes them; 63 characters at most."""
+
 NOTHING_SHOWN = Trust()
 
 
@@ -39,6 +46,7 @@ class Rules:
     trust: Trust = NOTHING_SHOWN
     bucket: Bucket | None = None
     hf_endpoint: str | None = None
+    azure: AzureAccount | None = None
     timeout_s: float = 3600.0
     prepend: bool = True
     strict: bool = False
@@ -117,11 +125,9 @@ def delivery_of(options: Options, rules: Rules) -> Delivery:
             return Delivery(target=_target(upload, rules.trust), conversion=conversion)
         case (_, HfUpload() as repository):
             return Delivery(target=_repository(repository, rules), conversion=conversion)
-        case (name, _):
-            raise _not_configured(
-                name,
-                f"{name} is not configured on this worker: it has no such storage; use s3, hf_upload, or http_upload with a signed URL",
-            )
+        case (_, AzureBlobUpload() as blobs):
+            return Delivery(target=_container(blobs, rules.azure), conversion=conversion)
+    raise AssertionError(f"a storage block of another kind: {block}")
 
 
 def _not_configured(name: str, text: str) -> JobInvalid:
@@ -156,6 +162,21 @@ def _repository(upload: HfUpload, rules: Rules) -> HfTarget:
     if ".." in directory.split("/"):
         raise JobInvalid("'hf_upload.directory' must be a path without '..'", field="hf_upload.directory")
     return HfTarget(upload.repo, token, upload.repo_type or "model", revision, directory, rules.hf_endpoint)
+
+
+def _container(upload: AzureBlobUpload, account: AzureAccount | None) -> AzureTarget:
+    name = "azure_blob_upload"
+    if account is None:
+        raise _not_configured(name, f"{name} is not configured on this worker: set {NEEDED_BY_AZURE}")
+    lacking = azure_access.missing(account)
+    if lacking is not None:
+        raise _not_configured(name, lacking)
+    if len(upload.container) > 63 or not CONTAINER.fullmatch(upload.container):
+        raise JobInvalid(f"'{name}.container' must be the name of a container", field=f"{name}.container")
+    prefix = (upload.blob_prefix or "").removeprefix("/")
+    if {".", ".."} & set(prefix.split("/")):
+        raise JobInvalid(f"'{name}.blob_prefix' must be a path without '..'", field=f"{name}.blob_prefix")
+    return AzureTarget(account, upload.container, prefix)
 
 
 def _target(upload: HttpUpload, trust: Trust) -> HttpTarget:

@@ -6,7 +6,7 @@ The table of classes and the words of refusals are those of SaladTechnologies/co
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -67,7 +67,8 @@ class Surroundings:
     """
     What a graph is read with: `info` gives a class's /object_info (empty when unknown), `auth` what a URL is asked with.
 
-    `folders` are ComfyUI's own (`input`, `output`, `temp`) where they are on this disk. `key` is no text of any request.
+    `folders` are ComfyUI's own (`input`, `output`, `temp`) where they are on this disk, `roots` further ones that paths may
+    lead into. `key` is no text of any request.
     """
 
     info: Callable[[str], Mapping[str, Any]]
@@ -75,6 +76,7 @@ class Surroundings:
     key: str
     folders: Mapping[str, Path] = field(default_factory=dict)
     prepend: bool = True
+    roots: Sequence[Path] = ()
 
 
 @dataclass(slots=True)
@@ -188,7 +190,7 @@ def _take(reading: Reading, place: _Place) -> None:
             return
         _refuse(spot, salad_media.NO_TYPE)
     if sort == "path":
-        place.values[place.input_name] = _path(value, place, reading.around.folders)
+        place.values[place.input_name] = _path(reading, value, place)
         return
     place.values[place.input_name] = _add(
         reading, value, spot, f"prompt.{place.node_id}.inputs.{place.input_name}"
@@ -204,11 +206,23 @@ def _is_there(value: str, folders: Mapping[str, Path]) -> bool:
     )
 
 
-def _path(value: str, place: _Place, folders: Mapping[str, Path]) -> str:
-    known = salad_media.reachable(value, folders)
-    if known is None:
-        _refuse(place.spot, "a local path must lie inside ComfyUI's input, output or temp folder")
-    return value if place.class_type.endswith("Path") else known
+def _path(reading: Reading, value: str, place: _Place) -> str:
+    around, by_path = reading.around, place.class_type.endswith("Path")
+    if (known := salad_media.reachable(value, around.folders)) is not None:
+        return value if by_path else known
+    if (found := salad_media.inside_roots(value, around.roots)) is None:
+        _refuse(
+            place.spot,
+            "a local path must lie inside ComfyUI's input, output or temp folder, or in INPUT_ROOTS",
+        )
+    if by_path:
+        return str(found)
+    # Where ComfyUI does not look: it gets a copy.
+    where = f"prompt.{place.node_id}.inputs.{place.input_name}"
+    name = f"{around.key}-{len(reading.inputs)}{found.suffix}"
+    reading.inputs.append(InputFile(name, where, path=found))
+    reading.spots[where] = place.spot
+    return name
 
 
 def _add(reading: Reading, value: str, spot: Spot, where: str, folder: str | None = None) -> str:
@@ -267,9 +281,18 @@ def _take_models(reading: Reading, node_id: str, node: Mapping[str, Any]) -> Non
         folder = CLASS_FOLDERS.get((class_type, name)) or MODEL_FOLDERS.get(name)
         spot = Spot("model", node_id, f"prompt.{node_id}.inputs")
         if class_type == "DiffusersLoader" and name == "model_path":
-            _refuse(spot, "this worker clones no repositories; put the folder into models/diffusers")
-        if folder is not None:
+            inputs[name] = _repository(reading, value, spot, f"prompt.{node_id}.inputs.{name}")
+        elif folder is not None:
             inputs[name] = _add(reading, value, spot, f"prompt.{node_id}.inputs.{name}", folder)
+
+
+def _repository(reading: Reading, value: str, spot: Spot, where: str) -> str:
+    if value[:5].lower() == "s3://":
+        _refuse(spot, "a repository has an https URL")
+    # Credentials are not shown to it: whoever names the URL later would get what they opened.
+    name = _add(reading, value, spot, where, "diffusers")
+    reading.inputs[-1] = replace(reading.inputs[-1], url=value, auth=None, is_repository=True)
+    return name
 
 
 def _refuse(spot: Spot, reason: str) -> NoReturn:

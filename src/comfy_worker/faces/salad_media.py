@@ -5,7 +5,7 @@ whether a path lies where it may.
 The rules are those of SaladTechnologies/comfyui-api 1.18.0, with data URIs and names of files added.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -74,3 +74,18 @@ def reachable(value: str, folders: Mapping[str, Path]) -> str | None:
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, a loop of links
         return None
     return None
+
+
+def inside_roots(value: str, roots: Sequence[Path]) -> Path | None:
+    """
+    Return the file that an absolute path leads to, None when it is none of the files below `roots`, links followed.
+    """
+    try:
+        path = Path(value)
+        if not path.is_absolute():
+            return None
+        path = path.resolve()
+        is_there = any(path.is_relative_to(root.resolve()) for root in roots) and path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a loop of links
+        return None
+    return path if is_there else None

@@ -56,6 +56,12 @@ class Api:
     threads: Executor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "salad"))
     fetching: Executor = field(default_factory=lambda: ThreadPoolExecutor(DOWNLOADS, "download"))
 
+    def warmed(self) -> None:
+        """
+        Say that the worker is healthy from now on.
+        """
+        self.is_warm = True
+
     async def prompt(self, request: Request) -> Response:
         """
         Run a graph and return its outputs, or take it on (202) and tell a webhook.

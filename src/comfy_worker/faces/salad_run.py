@@ -24,6 +24,7 @@ from comfy_worker.faces.salad_models import Credential
 from comfy_worker.faces.salad_reply import Record
 from comfy_worker.faces.salad_request import Order
 from comfy_worker.job import Event, HttpTarget, Result, Workflow
+from comfy_worker.storage import azure_access
 
 logger = logging.getLogger(__name__)
 
@@ -256,8 +257,8 @@ class SaladFace:
 def _secrets_of(order: Order) -> Iterator[str]:
     for file in order.job.inputs:
         if file.auth is not None:
-            shown = (*file.auth.headers, *([file.auth.query] if file.auth.query else ()))
-            yield from (value.get_secret_value() for _, value in shown)
+            shown = (*file.auth.headers, *file.auth.query)
+            yield from (value.get_secret_value() for name, value in shown if name not in azure_access.OPEN)
 
 
 async def _unwanted(running: Running, request: Request | None) -> None:
