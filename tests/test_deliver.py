@@ -301,8 +301,11 @@ def test_runpod_14_27_deliver_converts_images_only(tmp_path: Path) -> None:
     assert result.warnings == ()
 
 
-def test_salad_a7_deliver_leaves_what_cannot_be_converted_with_a_warning() -> None:
+def test_salad_a7_deliver_leaves_what_cannot_be_converted_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A broken image goes out as it is, the next one is converted, and a warning names the broken one."""
+    monkeypatch.setattr("comfy_worker.convert_vips.library", lambda: None)
     result = delivered(
         [artifact("bad.exr", b"broken"), artifact("good.png", png())],
         conversion=Conversion("jpeg", {"mozjpeg": True}),

@@ -63,6 +63,7 @@ def make_pool(work: Work) -> Iterator[Callable[..., Pool]]:
     Make pools, and end them.
     """
     pools: list[Pool] = []
+    before = set(threading.enumerate())
 
     def make(threads: int = 1, limit: int = 10) -> Pool:
         pools.append(Pool(work, threads=threads, limit=limit))
@@ -72,7 +73,8 @@ def make_pool(work: Work) -> Iterator[Callable[..., Pool]]:
     work.go.set()
     for pool in pools:
         pool.close(PATIENCE_S)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pipeline-")]
+    fresh = set(threading.enumerate()) - before
+    assert not [thread for thread in fresh if thread.name.startswith("pipeline-")]
 
 
 def result(ticket: Ticket) -> str:
