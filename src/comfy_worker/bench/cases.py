@@ -2,7 +2,6 @@
 What is run: each case with the ways it makes sense for.
 """
 
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -247,11 +246,3 @@ def run(
         if "gaps" in names:
             with ExitStack() as stack:
                 yield from gaps(Scene(launch, environ, files, jobs, stack, share, faces))
-
-
-def median_of(case: Case, way: str) -> float | None:
-    """
-    Return the median milliseconds of one way in a case; None where it has none.
-    """
-    times = [figures.times for figures in case.figures if figures.way == way]
-    return statistics.median(times[0]) if times and times[0] else None
