@@ -66,6 +66,29 @@ def test_default_workspace_of_comfy_cli_is_found(home: Path) -> None:
     assert launch.installed(Settings()) == place
 
 
+def test_given_folders_are_made_and_told_to_comfyui(folder: Path, tmp_path: Path) -> None:
+    """COMFY_INPUT_DIR and COMFY_OUTPUT_DIR must be where a ComfyUI of ours reads and writes, and be made before it lists them."""
+    given = {"COMFY_INPUT_DIR": str(tmp_path / "a" / "in"), "COMFY_OUTPUT_DIR": str(tmp_path / "a" / "out")}
+
+    chosen = launch.comfyui(settings.load(given), folder, 8199, tmp_path / "scratch")
+
+    command = list(chosen.command)
+    assert (chosen.input, chosen.output) == (tmp_path / "a" / "in", tmp_path / "a" / "out")
+    assert command[command.index("--input-directory") + 1] == given["COMFY_INPUT_DIR"]
+    assert command[command.index("--output-directory") + 1] == given["COMFY_OUTPUT_DIR"]
+    assert (tmp_path / "a" / "in").is_dir()
+    assert (tmp_path / "a" / "out").is_dir()
+
+
+def test_folder_that_cannot_be_made_is_named(folder: Path, tmp_path: Path) -> None:
+    """A folder for ComfyUI that is a file must stop the worker with the name of the setting."""
+    (tmp_path / "file").touch()
+    given = {"COMFY_INPUT_DIR": str(tmp_path / "in"), "COMFY_OUTPUT_DIR": str(tmp_path / "file" / "out")}
+
+    with pytest.raises(ConfigInvalid, match="COMFY_OUTPUT_DIR must be a folder that can be made"):
+        launch.comfyui(settings.load(given), folder, 8199, tmp_path / "scratch")
+
+
 def test_command_has_own_port_temp_and_known_flags(folder: Path, tmp_path: Path) -> None:
     """The command must bind loopback, use a temp folder of its own, and have only flags this ComfyUI knows."""
     config = Settings(comfyui_args=("--cpu", "--fast"), comfy_log_level="WARNING", comfyui_python=Path("/py"))

@@ -16,6 +16,7 @@ from comfy_worker.bench.graphs import BenchJob
 from comfy_worker.bench.measure import Case, Figures, at_once, fresh, in_turns
 from comfy_worker.bench.ways import Face, Pipeline, SdkLoop, Way, as_runpod
 from comfy_worker.comfy.launch import Launch
+from comfy_worker.graph import folder_of
 from comfy_worker.job import ignore
 from comfy_worker.parse import parse
 
@@ -195,6 +196,9 @@ def _gaps(way: Pipeline, jobs: int, blurs: int) -> list[float]:
     ]
     prompts = [str(ticket.future.result(600).prompt_id) for ticket in tickets]
     spans = sorted(_span(way.worker.engine.client.history(prompt_id) or {}) for prompt_id in prompts)
+    for prompt_id in prompts:
+        way.worker.files.clear(folder_of(prompt_id))
+        way.worker.engine.client.forget(prompt_id)
     return [float(after[0] - before[1]) for before, after in pairwise(spans)]
 
 

@@ -3,7 +3,9 @@
 """
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,9 +76,19 @@ def _run(asked: list[str], comfyui: str | None, share: float, faces: list[str], 
         "MAX_BODY_SIZE_MB": "1000",
     }
     exit_on_sigterm()
-    own = {"COMFYUI_URL": comfyui} if comfyui else {"COMFY_PORT": "0"}
-    worker = entry.started(settings.load({**environ, **own}), builtin=True)
-    try:
+    with ExitStack() as stack:
+        if comfyui:
+            own = {"COMFYUI_URL": comfyui}
+        else:
+            # Gigabytes go through ComfyUI: a person's own input and output folders must not keep them.
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="comfy-worker-bench-"))
+            own = {
+                "COMFY_PORT": "0",
+                "COMFY_INPUT_DIR": f"{place}/input",
+                "COMFY_OUTPUT_DIR": f"{place}/output",
+            }
+        worker = entry.started(settings.load({**environ, **own}), builtin=True)
+        stack.callback(worker.close)
         worker.engine.wait_ready()
         launch = worker.engine.launch
         about = report.machine(worker.engine.client.system_stats())
@@ -88,8 +100,6 @@ def _run(asked: list[str], comfyui: str | None, share: float, faces: list[str], 
         lines = list(budgets.of_cases(done))
         if "budgets" in asked:
             lines.append(budgets.staging(launch, at, max(3, round(10 * share))))
-    finally:
-        worker.close()
     if "budgets" in asked:
         lines += _alone(environ, comfyui, share)
     for path in report.write(done, about, lines, output):

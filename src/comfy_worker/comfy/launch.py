@@ -119,6 +119,9 @@ def comfyui(settings: Settings, folder: Path, port: int, scratch: Path) -> Launc
     Return how to start the ComfyUI in `folder`; its temp folder lies in `scratch`, never shared with another instance.
 
     ComfyUI wipes its temp folder at start, even when it then finds its port taken (0.27.0).
+
+    Raises:
+        ConfigInvalid: COMFY_INPUT_DIR or COMFY_OUTPUT_DIR cannot be made.
     """
     flags = [
         "--listen",
@@ -139,15 +142,33 @@ def comfyui(settings: Settings, folder: Path, port: int, scratch: Path) -> Launc
         logger.log(level, "No GPU is in sight, so ComfyUI runs on the CPU (--cpu).")
         flags.append("--cpu")
     flags += volumes.flags(settings, folder, scratch)
+    flags += _folder_flags(settings)
     return Launch(
         "comfyui",
         f"http://127.0.0.1:{port}",
         (str(python_of(settings, folder)), "main.py", *flags, *settings.comfyui_args),
         folder,
-        folder / "input",
-        folder / "output",
+        settings.comfy_input_dir or folder / "input",
+        settings.comfy_output_dir or folder / "output",
         scratch / "temp",
     )
+
+
+def _folder_flags(settings: Settings) -> list[str]:
+    flags = []
+    for name, flag, path in (
+        ("COMFY_INPUT_DIR", "--input-directory", settings.comfy_input_dir),
+        ("COMFY_OUTPUT_DIR", "--output-directory", settings.comfy_output_dir),
+    ):
+        if path is not None:
+            try:
+                path.mkdir(parents=True, exist_ok=True)  # ComfyUI lists it and does not make it
+            except OSError as exc:
+                raise ConfigInvalid(
+                    [f"{name} must be a folder that can be made and read: {type(exc).__name__}"]
+                ) from exc
+            flags += [flag, str(path.absolute())]
+    return flags
 
 
 def commanded(settings: Settings, folder: Path, port: int) -> Launch:
