@@ -29,10 +29,40 @@ LOUD = {
 }
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+LEFT_OUT = "Slow tests were left out: `scripts/test --all` runs them too, as CI does."
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """
+    Add `--all`.
+    """
+    parser.addoption("--all", action="store_true", help="run the slow tests too, as CI does")
+
+
+def leaves_out(config: pytest.Config) -> bool:
+    """
+    Return whether the slow tests are left out: neither asked for by `--all` nor by a name (`-k`, `-m`, `file.py::test`).
+    """
+    chosen = config.option.all or config.option.keyword or config.option.markexpr
+    return not chosen and not any("::" in arg for arg in config.args)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """
+    Leave out the slow tests.
+    """
+    if leaves_out(config):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """
     Say loudly at the end what was not tested: a run without a real ComfyUI must not look like one with it.
     """
+    if leaves_out(config):
+        terminalreporter.write_line(LEFT_OUT)
     for reason, text in LOUD.items():
         skipped = [
             report for report in terminalreporter.stats.get("skipped", []) if reason in str(report.longrepr)

@@ -313,9 +313,19 @@ def test_every_documented_text_is_in_the_code() -> None:
     said = {_text(node) for tree in _source_trees() for node in ast.walk(tree)}
     said.add((ROOT / "scripts" / "setup").read_text(encoding="utf-8"))
 
-    unsaid = [text for text in _documented() if not any(_pattern(text).search(source) for source in said)]
+    unsaid = [text for text in _documented() if not any(_is_said(text, source) for source in said)]
 
     assert unsaid == []
+
+
+def _is_said(text: str, source: str) -> bool:
+    end = 0
+    for part in text.split("…"):
+        begin = source.find(part, end)
+        if begin < 0:
+            return False
+        end = begin + len(part)
+    return True
 
 
 def test_invalid_job_of_an_example_is_refused() -> None:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from comfy_worker import __version__, entry, workflow_command
 from comfy_worker import serve as serving
 from comfy_worker.bench.cli import bench
+from comfy_worker.dialects import DIALECTS, Face
 from comfy_worker.errors import ComfyUnavailable, ConfigInvalid, ModelUnavailable
 from comfy_worker.job import Event
 from comfy_worker.models.cli import app as models_app
@@ -84,7 +85,7 @@ def run(
 
 @app.command()
 def serve(
-    face: Annotated[serving.Face, typer.Option(help="Whose API: runpod, salad or vast.")],
+    face: Annotated[Face, typer.Option(help="Whose API: runpod, salad or vast.")],
     host: Annotated[
         str | None,
         typer.Option(help="Address to listen on; by default 127.0.0.1 (salad: HOST, or every one)."),
@@ -123,7 +124,7 @@ def vast(
     from comfy_worker.pyworker import program  # only needed here
 
     command = [sys.executable, "-m", "comfy_worker", "serve", "--face", "vast", "--port", str(model_port)]
-    defaults = serving.DEFAULTS[serving.Face.vast]
+    defaults = DIALECTS[Face.vast].defaults
     raise typer.Exit(program.start(os.environ, command, f"http://127.0.0.1:{model_port}", defaults))
 
 

@@ -18,6 +18,7 @@ from comfy_worker.collect import Collected, collect
 from comfy_worker.comfy import refusals
 from comfy_worker.comfy.client import Client
 from comfy_worker.comfy.files import ComfyFiles
+from comfy_worker.comfy.forgetter import Forgetter
 from comfy_worker.comfy.http_errors import NotListening
 from comfy_worker.comfy.prompts import Finished, Order, Prompts
 from comfy_worker.comfy.validate import validate
@@ -97,6 +98,7 @@ class Pipeline:
     prompts: Prompts
     files: ComfyFiles
     client: Client
+    forgetter: Forgetter
     deliver: Deliver
     ready: Callable[[Deadline, bool], None] = lambda deadline, _: deadline.check("starting")
     admit: Callable[[Bucket | None], None] = lambda _: None
@@ -181,6 +183,7 @@ class Pipeline:
             job.extra_pnginfo,
             may_be_known=self.may_be_known,
         )
+        self.forgetter.settle(prompt_id)
         if job.queueing is not None:
             job.queueing(prompt_id, staged.workflow)
         began = time.monotonic()
@@ -282,13 +285,10 @@ class Pipeline:
 
     def _tidy(self, prompt_id: str, delivery: Delivery) -> None:
         """
-        Remove the files of a run, and its entry in ComfyUI's history, which names them.
+        Remove the files of a run, and soon its entry in ComfyUI's history, which names them.
         """
         if self.keep_outputs:
             return
         if delivery.apart is None or not delivery.apart.leave:
             self.files.clear(graph.folder_of(prompt_id))
-        try:
-            self.client.forget(prompt_id)
-        except ComfyUnavailable as exc:
-            logger.debug("A history entry could not be deleted: %s", exc)
+        self.forgetter.forget(prompt_id)

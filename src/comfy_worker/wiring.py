@@ -17,6 +17,7 @@ from comfy_worker.comfy.catalog import Catalog
 from comfy_worker.comfy.client import Client
 from comfy_worker.comfy.engine import Engine
 from comfy_worker.comfy.files import ComfyFiles
+from comfy_worker.comfy.forgetter import Forgetter
 from comfy_worker.comfy.launch import Launch
 from comfy_worker.comfy.process import ComfyProcess
 from comfy_worker.comfy.prompts import Prompts
@@ -34,7 +35,7 @@ from comfy_worker.parse import Rules
 from comfy_worker.pipeline import Pipeline
 from comfy_worker.pool import Pool
 from comfy_worker.settings import Settings
-from comfy_worker.stage import Stager
+from comfy_worker.stage import Shelf, Stager
 from comfy_worker.storage import s3
 from comfy_worker.templates import Templates, shipped
 from comfy_worker.wiring_web import Web
@@ -63,6 +64,7 @@ class Worker:
     fetcher: Fetcher
     catalog: Catalog
     web: Web
+    forgetter: Forgetter
     bucket: Bucket | None = None
     _closed: threading.Event = field(default_factory=threading.Event)
 
@@ -120,6 +122,7 @@ class Worker:
             return
         self._closed.set()
         self.pool.close(self.settings.shutdown_grace_s if drain_s is None else drain_s)
+        self.forgetter.close()
         self.socket.close()
         if self.engine.process is not None:
             self.engine.process.stop()
@@ -149,13 +152,13 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
     stores = s3.Stores()
     web = Web(config)
     buckets = Buckets(stores, guard, operator, [config.aws_endpoint_url], web.uploaded)
-    shelf = web.shelf_of(chosen, fetcher, buckets)
-    max_bytes = int(config.input_max_mb * settings.MEGABYTE)
+    forgetter = Forgetter(client.forget)
     pipeline = Pipeline(
-        Stager(files, fetcher, catalog, buckets.reader, max_bytes=max_bytes, shelf=shelf),
+        _stager(config, files, fetcher, catalog, buckets, web.shelf_of(chosen, fetcher, buckets)),
         Prompts(client, events, engine, catalog, cancel_grace_s=config.cancel_grace_s),
         files,
         client,
+        forgetter,
         partial(hand_over, store=buckets.store, threads=config.upload_threads),
         ready=partial(wiring_comfy.ready, engine, events),
         admit=buckets.admit,
@@ -183,8 +186,21 @@ def build(config: Settings, chosen: Launch, scratch: Path, process: ComfyProcess
         fetcher,
         catalog,
         web,
+        forgetter,
         operator,
     )
+
+
+def _stager(
+    config: Settings,
+    files: ComfyFiles,
+    fetcher: Fetcher,
+    catalog: Catalog,
+    buckets: Buckets,
+    shelf: Shelf | None,
+) -> Stager:
+    max_bytes = int(config.input_max_mb * settings.MEGABYTE)
+    return Stager(files, fetcher, catalog, buckets.reader, max_bytes=max_bytes, shelf=shelf)
 
 
 def _guarded(config: Settings) -> tuple[Fetcher, Guard]:

@@ -341,7 +341,7 @@ def test_routes_that_change_something_name_their_prompt(script: Script, client: 
 
     client.dequeue(ID)
     client.interrupt(ID)
-    client.forget(ID)
+    client.forget([ID])
     client.free()
 
     assert [(method, path, json.loads(body)) for method, path, body in script.asked] == [

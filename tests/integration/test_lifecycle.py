@@ -15,6 +15,7 @@ import pytest
 import requests
 from conftest import WorkerFactory, launch_of
 from integration.conftest import Comfy, ksampler_workflow
+from support.control_plane import wait_until
 from support.pictures import empty_workflow, invert_job, job_of, node, png
 
 from comfy_worker import entry, wiring
@@ -171,12 +172,21 @@ def test_prompt_of_a_former_worker_is_joined(comfy: Comfy, make_worker: WorkerFa
 
 
 def test_files_and_history_of_a_job_are_gone_after_it(comfy: Comfy, comfy_worker: Worker) -> None:
-    """After delivery neither a file nor a history entry of the job may be left."""
+    """After delivery no file of the job may be left, and its history entry soon be gone."""
     reply = run(comfy_worker, job_of("tidy", empty_workflow(0x515253)))
 
     assert comfy.launch.output is not None
     assert not (comfy.launch.output / folder_of(reply["prompt_id"])).exists()
-    assert comfy_worker.engine.client.history(reply["prompt_id"]) is None
+    wait_until(lambda: comfy_worker.engine.client.history(reply["prompt_id"]) is None, 5.0)
+
+
+def test_job_sent_again_at_once_runs_again(comfy: Comfy, comfy_worker: Worker) -> None:
+    """The entry of the first run must not be taken for the second one's, nor its deletion take the second one's along."""
+    for _ in range(20):
+        reply = run(comfy_worker, job_of("again", empty_workflow(0x545556)))
+
+        assert "error" not in reply, reply
+        assert len(reply["images"]) == 1
 
 
 def test_file_that_is_gone_is_made_once_more(engine: EngineThread, worker: Worker) -> None:

@@ -26,9 +26,10 @@ from support.served import Served
 from comfy_worker import __version__
 from comfy_worker.comfy import launch
 from comfy_worker.comfy.launch import free_port
+from comfy_worker.dialects import Face
 from comfy_worker.errors import ConfigInvalid
 from comfy_worker.faces.salad_events import ComfyEvents, DeletionCost
-from comfy_worker.serve import Face, address_of, listeners
+from comfy_worker.serve import address_of, listeners
 from comfy_worker.settings import load
 from comfy_worker.standin.thread import EngineThread
 

@@ -14,6 +14,7 @@ import pytest
 from support.http_desk import HttpDesk
 
 from comfy_worker import provisioning, serve
+from comfy_worker.dialects import Face
 from comfy_worker.errors import ProvisioningFailed
 from comfy_worker.housekeeping import old_outputs_of, spare_outputs
 from comfy_worker.provisioning import Places, at_start, places_of
@@ -193,10 +194,10 @@ def test_serve_ends_with_1_before_comfyui_starts(
 
     monkeypatch.setattr(serve.entry, "started", begin)
 
-    assert serve.serve(environ, serve.Face.vast, None, 0) == 1
+    assert serve.serve(environ, Face.vast, None, 0) == 1
     assert begun == []
     assert "ended with code 7" in caplog.text
-    assert serve.serve(environ, serve.Face.salad, None, 0) == 2
+    assert serve.serve(environ, Face.salad, None, 0) == 2
     assert begun == ["ComfyUI"]
     assert len(desk.seen) == 1
 

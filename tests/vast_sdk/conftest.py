@@ -26,6 +26,13 @@ class Stack:
     model_server: ModelServer
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """
+    Count every test here as slow: each starts processes that wait for each other.
+    """
+    item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def vast_python() -> Path:
     """

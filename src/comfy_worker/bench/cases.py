@@ -198,7 +198,7 @@ def _gaps(way: Pipeline, jobs: int, blurs: int) -> list[float]:
     spans = sorted(_span(way.worker.engine.client.history(prompt_id) or {}) for prompt_id in prompts)
     for prompt_id in prompts:
         way.worker.files.clear(folder_of(prompt_id))
-        way.worker.engine.client.forget(prompt_id)
+    way.worker.engine.client.forget(prompts)
     return [float(after[0] - before[1]) for before, after in pairwise(spans)]
 
 

@@ -51,7 +51,8 @@ class Way(Protocol):
 
 class Pipeline:
     """
-    The worker in this process: parse, pool, pipeline.
+    The worker in this process: parse, pool, pipeline. As behind `handler.py`, which has its ComfyUI to itself: it need not
+    ask whether somebody else queued the same prompt, as the other ways do here.
     """
 
     name = "pipeline"
@@ -59,7 +60,7 @@ class Pipeline:
     def __init__(self, launch: Launch, environ: Mapping[str, str]) -> None:
         config = settings.load(environ)
         scratch = Path(tempfile.mkdtemp(prefix="comfy-worker-bench-"))
-        self.worker = wiring.build(config, replace(launch, kind="running", command=()), scratch)
+        self.worker = wiring.build(config, replace(launch, command=()), scratch)
         self.rules = Rules(limit_bytes=LIMIT_BYTES, bucket=wiring.bucket_of(config))
 
     def run(self, job: BenchJob) -> int:

@@ -7,7 +7,7 @@ Source of all routes and replies: ComfyUI 0.27.0 and 0.3.64 as observed.
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,11 +145,11 @@ class Client:
         """
         self._post("/interrupt", {"prompt_id": prompt_id})
 
-    def forget(self, prompt_id: str) -> None:
+    def forget(self, prompt_ids: Sequence[str]) -> None:
         """
-        Delete a prompt's history entry.
+        Delete the history entries of these prompts.
         """
-        self._post("/history", {"delete": [prompt_id]})
+        self._post("/history", {"delete": list(prompt_ids)})
 
     def free(self) -> None:
         """

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,9 @@ class Templates:
 
         A folder that is not there is empty. Python files are run: name only folders of the operator.
         """
-        found: dict[str, Template] = {}
-        problems: list[Problem] = []
-        for folder in folders:
-            for name, files in sorted(_files(folder).items()):
-                template = _first(folder, name, files, problems)
-                if template is not None:
-                    found[name] = template
-        return cls(found, tuple(problems))
+        parts = [_come_along(folder) if folder == shipped() else _read(folder) for folder in folders]
+        by_name = {name: template for part in parts for name, template in part.by_name.items()}
+        return cls(by_name, tuple(problem for part in parts for problem in part.problems))
 
     def names(self) -> tuple[str, ...]:
         """
@@ -106,6 +102,22 @@ def shipped() -> Path:
     here = Path(__file__).resolve().parent
     installed = here / "workflows"
     return installed if installed.is_dir() else here.parents[2] / "workflows"
+
+
+@cache
+def _come_along(folder: Path) -> Templates:
+    # They do not change while a process runs.
+    return _read(folder)
+
+
+def _read(folder: Path) -> Templates:
+    found: dict[str, Template] = {}
+    problems: list[Problem] = []
+    for name, files in sorted(_files(folder).items()):
+        template = _first(folder, name, files, problems)
+        if template is not None:
+            found[name] = template
+    return Templates(found, tuple(problems))
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:

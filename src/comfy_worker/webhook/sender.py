@@ -154,7 +154,7 @@ class Sender:
         with self._lock:
             self._is_closing = True
             self._lock.notify_all()
-            while self._lanes and (left := end - time.monotonic()) > 0:
+            while self._lanes and not self._is_over and (left := end - time.monotonic()) > 0:
                 self._lock.wait(left)
             self._is_over = True
             left_over = [entry for lane in self._lanes.values() for entry in lane.waiting]
