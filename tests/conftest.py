@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from support import pictures
 
@@ -45,6 +46,15 @@ def leaves_out(config: pytest.Config) -> bool:
     """
     chosen = config.option.all or config.option.keyword or config.option.markexpr
     return not chosen and not any("::" in arg for arg in config.args)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """
+    Let hypothesis try fewer examples where the slow tests are left out.
+    """
+    hypothesis.settings.register_profile("short", max_examples=25)
+    hypothesis.settings.register_profile("all", max_examples=150)
+    hypothesis.settings.load_profile("short" if leaves_out(config) else "all")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -105,6 +105,7 @@ def test_report_holds_every_figure(tmp_path: Path) -> None:
     assert {path.suffix for path in paths} == {".md", ".json", ".png", ".svg"}
 
 
+@pytest.mark.slow
 def test_bench_runs_every_way_to_its_files(engine: EngineThread, tmp_path: Path) -> None:
     """A small run through the command line must bring every way's files back, and leave no process behind."""
     command = [sys.executable, "-m", "comfy_worker", "bench", "small", "--share", "0.01", "--faces", FACES]

@@ -259,6 +259,7 @@ def test_deliver_fails_when_a_file_is_gone(tmp_path: Path) -> None:
     assert [output.filename for output in caught.value.partial] == ["a.png"]
 
 
+@pytest.mark.slow
 def test_runpod_14_3_a_cancel_ends_an_upload_that_hangs() -> None:
     """A cancel during an upload ends the delivery although the store does not answer."""
     deadline, hanging, release = Deadline(60), threading.Event(), threading.Event()

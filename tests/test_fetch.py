@@ -485,6 +485,7 @@ def half_then_silent(h: Handler) -> None:
     h.server.over.wait(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [drip, silent, half_then_silent])
 def test_fetch_ends_with_the_deadline_whatever_the_server_does(site: Site, to: Path, answer: Answer) -> None:
     """A server that drips, never answers, or stops half way cannot hold the job beyond its time."""

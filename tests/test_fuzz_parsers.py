@@ -46,7 +46,7 @@ from comfy_worker.storage.s3 import Patience, Stores
 from comfy_worker.templates.load import Templates
 from comfy_worker.webhook.post import Body, Poster, retry_after_s
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", settings.default.max_examples))
 DAY_S = 86_400
 
 fuzzing = settings(

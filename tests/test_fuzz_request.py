@@ -28,7 +28,7 @@ from comfy_worker.parse import KNOWN_KEYS
 from comfy_worker.standin.thread import EngineThread
 from comfy_worker.wiring import Worker
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", settings.default.max_examples))
 PATIENCE_S = 60.0
 PICTURE = b64(png((4, 4), (9, 8, 7)))
 DEEP: Any = json.loads("[" * 300 + "]" * 300)

@@ -75,6 +75,7 @@ def test_each_ends_at_a_cancel_and_wakes_the_tasks() -> None:
     assert caught.value.details["stage"] == "testing" and ran == [0]
 
 
+@pytest.mark.slow
 def test_each_leaves_a_task_that_cannot_be_woken() -> None:
     """The deadline ends the wait even when a task is blocked, and its thread ends by itself later."""
     release, ended = threading.Event(), threading.Event()

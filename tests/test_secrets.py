@@ -422,6 +422,7 @@ def test_failing_nodes_keep_secrets(worker_of: WorkerOf, outside: Outside) -> No
     assert outside.leaks() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
@@ -447,6 +448,7 @@ def test_failing_comfyui_keeps_secrets(
     assert outside.leaks() == []
 
 
+@pytest.mark.slow
 def test_timeouts_and_progress_keep_secrets(worker_of: WorkerOf, outside: Outside) -> None:
     """A job that runs out of time, and the progress posted meanwhile, must hold no secret but the header's."""
     graph = {

@@ -143,6 +143,7 @@ def test_gone_receiver_is_asked_once(make_sender: MakeSender) -> None:
     assert len(receiver.received) == 1
 
 
+@pytest.mark.slow
 def test_retry_after_is_waited_for(make_sender: MakeSender) -> None:
     """
     A receiver that asks for a second gets it, also where the pause would be shorter (S67).
@@ -265,6 +266,7 @@ def test_lane_between_attempts_holds_no_thread(make_sender: MakeSender) -> None:
     assert sender.pending == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [trickles, None])
 def test_slow_receiver_is_given_up(make_sender: MakeSender, answer: Any) -> None:
     """

@@ -23,6 +23,7 @@ def test_seed_decides_everything() -> None:
     assert {weather_of(1, epoch).name for epoch in range(400)} == {weather.name for weather, _ in WEATHERS}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it looks into /proc")
 def test_every_job_ends_once_right_or_with_a_true_reason(tmp_path: Path) -> None:
     """In bad weather no job may be lost, end twice, be late, get another's picture, or fail for no reason."""

@@ -58,6 +58,7 @@ def test_unusable_gpu_gets_its_sentence(listing: str, init: str, sentence: str) 
     assert sentence in look(listing, init).problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("listing", "init", "sentence"),
     [

@@ -114,6 +114,7 @@ def test_progress_bar_without_an_end_does_not_fill_the_memory(
     assert max(map(len, lines)) <= 4001
 
 
+@pytest.mark.slow
 def test_death_is_noticed_although_a_child_holds_its_output(start: Start) -> None:
     """A grandchild in a session of its own that keeps the pipe open must not hide the death."""
     process = start(
@@ -174,6 +175,7 @@ def test_kill_for_memory_is_told_by_the_count_of_its_own_life(start: Start, more
     assert ("memory (RAM) was full" in str(caught.value)) is bool(more)
 
 
+@pytest.mark.slow
 def test_taken_port_is_told_before_anything_is_started(start: Start, tmp_path: Path) -> None:
     """Whoever listens on its port must not be taken for ComfyUI: it is not started, and the reason is the port."""
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -210,6 +212,7 @@ def test_it_is_started_again_until_the_limit(start: Start, tmp_path: Path) -> No
     assert calls == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failed", [True, False])
 def test_refusal_of_an_unknown_class_names_the_packs_that_failed(
     tmp_path: Path, make_worker: WorkerFactory, failed: bool

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import WorkerFactory, launch_of
+from support.control_plane import wait_until
 from support.served import Served
 
 from comfy_worker import wiring
@@ -53,5 +54,5 @@ def served(engine: EngineThread) -> Iterator[Served]:
     scratch = Path(tempfile.mkdtemp(prefix="comfy-worker-test-"))
     shared = Served(runpod_http.app_of(wiring.build(config, launch_of(engine), scratch)))
     yield shared
-    assert shared.app.state.service.worker.pool.busy == 0
+    wait_until(lambda: shared.app.state.service.worker.pool.busy == 0, 5.0)
     shared.close()

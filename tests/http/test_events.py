@@ -40,6 +40,7 @@ def events_of(served: Served, job_id: str, query: str = "") -> list[tuple[str, d
     return found
 
 
+@pytest.mark.slow
 def test_events_tell_the_place_in_the_queue_the_nodes_and_the_end(served: Served) -> None:
     """A watcher must see where a job waits, then nodes and a percentage that never falls, then one end."""
     first, second = (
@@ -59,6 +60,7 @@ def test_events_tell_the_place_in_the_queue_the_nodes_and_the_end(served: Served
     assert any(state.get("class_type") == "StandinSleep" for _, state in found)
 
 
+@pytest.mark.slow
 def test_previews_come_to_who_asks_for_them(tmp_path: Path, make_worker: WorkerFactory) -> None:
     """Where ComfyUI makes previews, a watcher who asks must get them as JPEG, and one who does not must not."""
     sampled = {

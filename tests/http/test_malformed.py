@@ -8,6 +8,7 @@ import json
 import random
 import socket
 
+import pytest
 from support.served import Served
 
 MALFORMED = 5000
@@ -34,6 +35,7 @@ PIECES = (
 )
 
 
+@pytest.mark.slow
 def test_5000_malformed_requests_are_refused(served: Served) -> None:
     """Whatever is sent as a body, in whatever type, must get a 4xx (or the truth about an empty queue), at once."""
     rng = random.Random(7)
@@ -56,6 +58,7 @@ def test_5000_malformed_requests_are_refused(served: Served) -> None:
     assert served.get("/health").json()["jobs"]["inQueue"] == 0
 
 
+@pytest.mark.slow
 def test_garbage_instead_of_http_is_refused(served: Served) -> None:
     """Bytes that are no HTTP must end their connection and nothing else."""
     rng = random.Random(7)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import requests
 from support.control_plane import wait_until
 from support.pictures import empty_workflow, opened
@@ -15,6 +16,7 @@ from support.served import Served
 CLIENTS = 200
 
 
+@pytest.mark.slow
 def test_200_clients_a_third_of_which_leave(serve_runpod: Callable[..., Served]) -> None:
     """
     Of 200 clients at once every third leaves early. The others must each get their own picture; queue, jobs, threads

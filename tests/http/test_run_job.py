@@ -96,6 +96,7 @@ def test_job_is_run_for_its_client_and_can_be_followed(make_face: Callable[..., 
     assert b"event: end" in end.content
 
 
+@pytest.mark.slow
 def test_client_that_leaves_takes_its_job_with_it(make_face: Callable[..., Served]) -> None:
     """When the connection of a waiting request ends, its job must be cancelled, running or waiting."""
     served = make_face(worker_concurrency=1)
@@ -177,6 +178,7 @@ def test_full_queue_is_503_with_a_time_to_wait(make_face: Callable[..., Served])
     assert int(answer.headers["retry-after"]) > 0
 
 
+@pytest.mark.slow
 def test_job_cut_off_by_the_end_of_the_server_may_be_sent_again(make_face: Callable[..., Served]) -> None:
     """A job that the shutdown cancels must be a 503, not a cancel that nobody asked for."""
     served = make_face()

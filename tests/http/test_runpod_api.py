@@ -51,6 +51,7 @@ def test_runsync_answers_with_the_result(served: Served, prefix: str) -> None:
     assert len(view["output"]["images"]) == 1
 
 
+@pytest.mark.slow
 def test_runsync_answers_with_the_state_once_its_wait_is_over(served: Served) -> None:
     """A job that outlasts `wait` must be answered with its state, and go on."""
     taken = served.post("/runsync?wait=1000", {"input": {"workflow": sleeping("wait", 1.5, 150)}}).json()
@@ -184,6 +185,7 @@ def test_request_over_10_mb_is_refused_by_run_and_taken_by_runsync(served: Serve
     assert taken.json()["status"] == "COMPLETED"
 
 
+@pytest.mark.slow
 def test_client_that_leaves_runsync_cancels_its_job(fresh: Served) -> None:
     """Nobody can ask for a /runsync job whose client went away, so it must be stopped."""
     with pytest.raises(requests.Timeout):

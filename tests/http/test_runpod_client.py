@@ -33,6 +33,7 @@ def invert_input() -> dict[str, Any]:
     return {"workflow": invert_workflow(), "images": images}
 
 
+@pytest.mark.slow
 def test_run_status_and_output(endpoint: Any) -> None:
     """`run` must give a job whose status ends as COMPLETED and whose output is the picture."""
     job = endpoint.run({"input": invert_input()})
@@ -66,6 +67,7 @@ def test_cancel_stops_a_job(endpoint: Any) -> None:
     assert job.status() == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_stream_yields_the_output_and_ends(endpoint: Any) -> None:
     """`stream` must yield the output once and come to an end."""
     job = endpoint.run({"input": {"workflow": empty_workflow()}})

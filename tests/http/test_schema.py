@@ -32,6 +32,7 @@ def nowhere(engine: EngineThread, make_worker: WorkerFactory) -> Iterator[Served
     served.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
 def test_document_holds_for_generated_requests(nowhere: Served, mode: GenerationMode) -> None:
     """No request may lead to a 5xx, a hang, or a status, type or shape that the document does not name."""

@@ -37,6 +37,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.close()
 
 
+@pytest.mark.slow
 def test_serve_starts_a_comfyui_and_takes_it_down_on_sigterm(start: Start, tmp_path: Path) -> None:
     """A served worker must start its own ComfyUI, be ready once it answers, and leave nothing behind with code 0."""
     process = start({"COMFYUI_PATH": str(comfy_folder(tmp_path / "comfy")), "COMFY_PORT": "0"}, "--port", "0")
@@ -52,6 +53,7 @@ def test_serve_starts_a_comfyui_and_takes_it_down_on_sigterm(start: Start, tmp_p
     assert "Traceback" not in process.text
 
 
+@pytest.mark.slow
 def test_serve_with_a_key_lets_only_its_bearer_in(start: Start, engine: EngineThread) -> None:
     """With SERVER_API_KEY set a job must need the key, a probe must not, and the log must not show it."""
     process = start({"COMFYUI_URL": engine.url, "SERVER_API_KEY": "a-long-secret"}, "--port", "0")
@@ -71,6 +73,7 @@ def test_serve_with_a_key_lets_only_its_bearer_in(start: Start, engine: EngineTh
     assert not [word for word in ("a-long-secret", "wrong-secret", "q-secret") if word in process.text]
 
 
+@pytest.mark.slow
 def test_serve_api_locally_makes_the_handler_listen_everywhere(start: Start, engine: EngineThread) -> None:
     """In a container SERVE_API_LOCALLY must open RunPod's API on every address, and the flags must say where."""
     handler = (str(Path(__file__).parents[2] / "handler.py"),)
@@ -108,6 +111,7 @@ def test_serve_ends_with_2_for_wrong_settings_and_1_for_a_taken_port(
         assert "address already in use" in refused.text
 
 
+@pytest.mark.slow
 def test_failed_warm_up_that_is_required_ends_the_worker(start: Start, engine: EngineThread) -> None:
     """A worker whose required warm-up fails must never be ready, and end with 1."""
     environ = {"COMFYUI_URL": engine.url, "WARMUP_WORKFLOW": '{"1": {"class_type": "Nope", "inputs": {}}}'}

@@ -98,6 +98,7 @@ def test_huge_head_is_refused(hasty: Served) -> None:
     assert hasty.get("/health").status_code == 200
 
 
+@pytest.mark.slow
 def test_gigabyte_is_refused_with_413_in_bounded_memory(engine: EngineThread, tmp_path: Path) -> None:
     """A body of 1 GB, announced or not, must be answered with 413, and the process grow by a few limits at most."""
     process = WorkerProcess(
@@ -145,6 +146,7 @@ def peak_kb(pid: int) -> int:
     return int(text.partition("VmHWM:")[2].split()[0])
 
 
+@pytest.mark.slow
 def test_drain_refuses_new_jobs_and_lets_the_running_one_finish(
     engine: EngineThread, make_worker: WorkerFactory
 ) -> None:

@@ -27,6 +27,14 @@ CHECKPOINT = "tiny-random.safetensors"
 REAL_PATH = os.environ.get("COMFYUI_PATH")  # before the environment is cleaned
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """
+    Count every test that needs a real ComfyUI as slow.
+    """
+    if "real_comfy" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class Comfy:
     """
@@ -82,7 +90,7 @@ def real_comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
         client.close()
 
 
-@pytest.fixture(params=["builtin", "real"])
+@pytest.fixture(params=["builtin", pytest.param("real", marks=pytest.mark.slow)])
 def comfy(request: pytest.FixtureRequest, engine: EngineThread) -> Comfy:
     """
     Each test on both engines.

@@ -45,6 +45,7 @@ def test_cancel_over_http_frees_the_engine(served: Served, comfy: Comfy) -> None
     assert b'"status":"failed"' in served.get(f"/jobs/{slow['id']}/events").content
 
 
+@pytest.mark.slow
 def test_previews_of_a_real_sampler_are_sent(real_comfy: Comfy, make_worker: WorkerFactory) -> None:
     """A real KSampler's previews must reach who asks for them."""
     served = Served(runpod_http.app_of(make_worker(real_comfy.launch)))

@@ -223,6 +223,7 @@ def test_same_picture_with_another_ending_hits_the_cache(comfy_worker: Worker) -
     assert set(reply["timings"]["nodes"]) == {"3"}
 
 
+@pytest.mark.slow
 def test_many_jobs_with_equal_names_keep_their_pictures(comfy: Comfy, make_worker: WorkerFactory) -> None:
     """200 pairs of jobs at once, equal input names and prefixes, other pictures: each reply must hold its own."""
     worker = make_worker(comfy.launch, worker_concurrency=4)

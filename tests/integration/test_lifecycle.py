@@ -57,6 +57,7 @@ def until(check: Any, seconds: float = 10.0) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_job_over_its_time_limit_fails_and_frees_comfyui(comfy: Comfy, comfy_worker: Worker) -> None:
     """At its deadline a job must fail with the stage and the seconds, and ComfyUI must be idle again."""
     reply = run(comfy_worker, job_of("late", slow_workflow(comfy, 60, 21), timeout_s=1.0))
@@ -148,6 +149,7 @@ def test_failed_job_again_runs_again(comfy: Comfy, make_worker: WorkerFactory) -
     assert second["prompt_id"] != first["prompt_id"]
 
 
+@pytest.mark.slow
 def test_prompt_of_a_former_worker_is_joined(comfy: Comfy, make_worker: WorkerFactory) -> None:
     """A job whose prompt another worker left running in ComfyUI must join it, not queue it again."""
     workflow = slow_workflow(comfy, 2, 61)
@@ -208,6 +210,7 @@ def supervised(tmp_path: Path, *extra: str) -> launch.Launch:
     return launch.builtin_engine(launch.free_port(), tmp_path, ("--test-nodes", *extra))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
 def test_job_fails_with_the_reason_when_comfyui_dies_and_the_next_one_runs(
     tmp_path: Path, make_worker: WorkerFactory, number: signal.Signals
@@ -248,6 +251,7 @@ def test_worker_gives_up_on_a_comfyui_that_keeps_dying(tmp_path: Path, make_work
     assert reply["refresh_worker"] is True
 
 
+@pytest.mark.slow
 def test_stuck_comfyui_is_killed_and_started_again(tmp_path: Path, make_worker: WorkerFactory) -> None:
     """A ComfyUI that does not let go of a cancelled prompt must be replaced."""
     worker = make_worker(supervised(tmp_path), cancel_grace_s=0.5)

@@ -102,6 +102,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_job_ends_right_when_the_engine_misbehaves(engine: EngineThread, worker: Worker, fault: str) -> None:
     """Lost, doubled and late messages must cost time at most, and little of it."""

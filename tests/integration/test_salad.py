@@ -71,6 +71,7 @@ def test_several_images_in_order(salad: Served) -> None:
     assert body["filenames"] == [f"multi_{name}_{n:05}_.png" for name in "ba" for n in (1, 2, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["base64", "data-uri", "http", "s3"])
 def test_image_to_image_from_every_source(
     salad: Served, desk: HttpDesk, s3_server: S3Server, source: str
@@ -112,6 +113,7 @@ def test_both_webhooks(salad: Served, desk: HttpDesk) -> None:
     assert second["images"] == [hooks["/v1"].json()["image"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_async", [False, True])
 def test_storage(salad: Served, desk: HttpDesk, s3_server: S3Server, is_async: bool) -> None:
     """s3 and http_upload store the files, at once or later."""
@@ -187,6 +189,7 @@ def test_rejected_graph_and_failing_input(salad: Served, desk: HttpDesk) -> None
     assert missing["location"] == "prompt.1.inputs.image"
 
 
+@pytest.mark.slow
 def test_checkpoint_of_a_url_really_samples(
     real_comfy: Comfy, serve_salad: ServeSalad, desk: HttpDesk
 ) -> None:

@@ -137,6 +137,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
 def test_runpod_14_47_job_fails_with_the_reason_when_storage_refuses(
     engine: EngineThread, make_worker: WorkerFactory, layer: tuple[SigV4, str], s3: SigV4, case: str
@@ -155,6 +156,7 @@ def test_runpod_14_47_job_fails_with_the_reason_when_storage_refuses(
     assert KEY not in str(reply)
 
 
+@pytest.mark.slow
 def test_some_503s_only_cost_time(
     engine: EngineThread, make_worker: WorkerFactory, layer: tuple[SigV4, str], s3: SigV4
 ) -> None:

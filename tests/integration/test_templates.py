@@ -74,6 +74,7 @@ def test_shipped_template_is_a_graph_that_comfyui_takes(name: str, classes: dict
     assert list(verdict.outputs) == savers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text-to-image", "image-to-image"])
 def test_sd3_template_really_runs(kind: str, real_comfy: Comfy, make_worker: WorkerFactory) -> None:
     """

@@ -39,6 +39,7 @@ def at(served: Served, stage: str) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_modifier_really_samples(real_comfy: Comfy, tmp_path: Path) -> None:
     """Text2Image and Image2Image must draw with the random checkpoint, and equal seeds give equal pictures."""
     served = serving(real_comfy.launch, tmp_path)
@@ -81,6 +82,7 @@ def test_former_template_lacks_nothing_but_its_models(
     assert all(any(name in json.dumps(error) for error in errors) for name in files)
 
 
+@pytest.mark.slow
 def test_hundred_parallel_jobs_keep_their_pictures(vast: Served) -> None:
     """A hundred jobs of one name at once must each return their own pixels."""
     colours = [0x500000 + number for number in range(100)]
@@ -115,6 +117,7 @@ def test_picture_by_url_to_a_store_and_a_webhook(vast: Served, desk: HttpDesk, s
     assert (hook["id"], hook["status"], hook["output"][0]["url"]) == ("whole-way", "completed", link)
 
 
+@pytest.mark.slow
 def test_stream_follows_a_job(vast: Served, comfy: Comfy) -> None:
     """Events must come while the job runs, and the whole Result last."""
     body = {"input": asked(slow_workflow(comfy, 1.0, 601))}

@@ -6,6 +6,7 @@ import base64
 import json
 from pathlib import Path
 
+import pytest
 from integration.conftest import CHECKPOINT, Comfy, ksampler_workflow
 from support.pictures import empty_workflow
 from support.vast_fixtures import serving
@@ -26,6 +27,7 @@ def test_custom_workflow_answers_in_both_shapes(comfy: Comfy, tmp_path: Path) ->
     assert files["images"][0]["type"] == "output"
 
 
+@pytest.mark.slow
 def test_template_of_the_operator_draws_a_prompt(real_comfy: Comfy, tmp_path: Path) -> None:
     """COMFY_MODEL may name a template of one's own: `/prompt` must sample with it, whatever stands in the prompt."""
     folder = tmp_path / "workflows"

@@ -497,6 +497,7 @@ def spawn() -> Iterator[Callable[..., Any]]:
     results.join_thread()
 
 
+@pytest.mark.slow
 def test_two_workers_fetch_once(host: ModelHost, tmp_path: Path, spawn: Any) -> None:
     """
     Of two processes on one volume one fetches, and the other waits and takes the finished file.

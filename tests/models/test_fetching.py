@@ -297,6 +297,7 @@ def shell(host: ModelHost, variants: Path) -> Shell:
     return Shell(host, variants)
 
 
+@pytest.mark.slow
 def test_command_fetches_a_release_and_checks_it(shell: Shell, tmp_path: Path) -> None:
     """
     `fetch --release` brings a checked file, `check` agrees, and disagrees once the file is another.
@@ -314,6 +315,7 @@ def test_command_fetches_a_release_and_checks_it(shell: Shell, tmp_path: Path) -
     assert (refused.returncode, refused.stdout.split("  ")[0]) == (1, "wrong checksum")
 
 
+@pytest.mark.slow
 def test_command_refuses_a_release_without_checksums(shell: Shell, host: ModelHost, tmp_path: Path) -> None:
     """
     What nothing vouches for is refused with --release, and fetched with a warning without.
@@ -332,6 +334,7 @@ def test_command_refuses_a_release_without_checksums(shell: Shell, host: ModelHo
     assert SHA256 in allowed.stderr
 
 
+@pytest.mark.slow
 def test_command_needs_a_token_for_a_gated_variant(shell: Shell, host: ModelHost, tmp_path: Path) -> None:
     """
     Without a token the first line says what is wrong; with one it is sent, and shown nowhere.
@@ -368,6 +371,7 @@ def test_mounted_secret_is_read_by_its_content(
     assert cli.secret("HF_TOKEN", tmp_path) == secret
 
 
+@pytest.mark.slow
 def test_command_lists_and_plans(shell: Shell, host: ModelHost, tmp_path: Path) -> None:
     """
     The variants, the files of one, and what a fetch would do are shown without fetching anything.

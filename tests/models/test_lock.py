@@ -127,6 +127,7 @@ def test_lock_of_a_silent_host_is_taken_over(target: Path) -> None:
         assert waited_s >= STALE_S
 
 
+@pytest.mark.slow
 def test_lock_of_a_living_host_is_waited_for(target: Path) -> None:
     """
     A holder on another machine that shows signs of life keeps its target however long it takes.

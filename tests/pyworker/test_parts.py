@@ -72,6 +72,7 @@ def test_reason_of_a_failed_job_is_a_sentence(body: str, reason: str) -> None:
     assert lifecycle.failure(body) == reason
 
 
+@pytest.mark.slow
 def test_key_that_never_comes_is_a_problem() -> None:
     """
     The wait for the key ends, and says what the addresses answered.

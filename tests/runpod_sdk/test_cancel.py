@@ -2,6 +2,7 @@
 Jobs that are told to stop, by the platform, by their time limit or by somebody at ComfyUI's queue.
 """
 
+import pytest
 import requests
 from runpod_sdk.conftest import Running
 from support.control_plane import PlaneJob, wait_until
@@ -40,6 +41,7 @@ def test_runpod_14_3_cancel_of_a_running_job_frees_comfyui_within_a_second(serve
     assert_next_job_is_unaffected(served, job)
 
 
+@pytest.mark.slow
 def test_runpod_14_3_cancel_of_a_job_in_comfyuis_queue_takes_only_that_one(served: Running) -> None:
     """A job that waits in ComfyUI must leave its queue, and the one that runs goes on to its result."""
     first = served.plane.submit({"workflow": sleeping("first-", seconds=1.0, steps=100)})
@@ -73,6 +75,7 @@ def test_runpod_14_3_cancel_of_a_job_that_stages_ends_its_download(served: Runni
         assert_next_job_is_unaffected(served, job)
 
 
+@pytest.mark.slow
 def test_runpod_14_3_cancel_of_a_job_that_uploads_ends_it(served: Running) -> None:
     """A job whose bucket does not answer must end soon when it is cancelled."""
     with SlowHost() as host:

@@ -323,6 +323,7 @@ def test_runpod_14_29_comfyui_that_dies_too_often_stops_the_pod(died: Ended) -> 
     assert_nothing_is_left(died.worker)
 
 
+@pytest.mark.slow
 def test_worker_whose_comfyui_is_given_up_while_idle_ends(
     plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
 ) -> None:
@@ -349,6 +350,7 @@ def test_worker_whose_comfyui_is_given_up_while_idle_ends(
     assert_nothing_is_left(worker)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("required", [True, False])
 def test_warmup_runs_before_the_first_job_is_taken(
     plane: ControlPlane, start_worker: StartWorker, tmp_path: Path, required: bool
@@ -371,6 +373,7 @@ def test_warmup_runs_before_the_first_job_is_taken(
     assert told["level"] == "ERROR"
 
 
+@pytest.mark.slow
 def test_sigterm_during_the_warmup_ends_the_worker(
     plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
 ) -> None:
@@ -386,6 +389,7 @@ def test_sigterm_during_the_warmup_ends_the_worker(
     assert_nothing_is_left(worker)
 
 
+@pytest.mark.slow
 def test_leftovers_of_a_crashed_worker_are_removed_at_the_start(
     plane: ControlPlane, start_worker: StartWorker, tmp_path: Path
 ) -> None:
@@ -405,6 +409,7 @@ def test_leftovers_of_a_crashed_worker_are_removed_at_the_start(
     assert own.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "own"), [(UNFIT, {}), ((), {"MIN_FREE_DISK_MB": "1e12"})], ids=["comfyui", "disk"]
 )
@@ -428,6 +433,7 @@ def test_runpod_14_42_unfit_worker_reports_itself_and_ends(
     assert_nothing_is_left(worker)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["running", "supervised"])
 def test_worker_without_comfyui_ends_with_one_clear_sentence(
     plane: ControlPlane, start_worker: StartWorker, tmp_path: Path, kind: str

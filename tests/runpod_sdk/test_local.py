@@ -68,6 +68,7 @@ def test_runpod_14_66_bare_workflow_is_run_with_a_hint(
     assert '{"input": {"workflow": ...}}' in worker.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "code"),
     [
@@ -102,6 +103,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.slow
 def test_http_server_answers_runsync(start_worker: StartWorker, lane: EngineThread) -> None:
     """With --rp_serve_api a POST to /runsync must be answered with the job's output, and SIGTERM ends the server."""
     port = launch.free_port()

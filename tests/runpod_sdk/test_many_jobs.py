@@ -15,6 +15,8 @@ from support.control_plane import PlaneJob, wait_until
 from support.lanes import big, failing, queue_of, sleeping
 from support.pictures import b64, empty_workflow, invert_workflow, node, opened, png
 
+pytestmark = pytest.mark.slow
+
 COUNT = 300
 KINDS = {
     "invalid": 30,
@@ -139,7 +141,6 @@ def flood(served: Running) -> Flood:
     return flood
 
 
-@pytest.mark.slow
 def test_three_hundred_mixed_jobs_get_one_result_each(flood: Flood) -> None:
     """Every job must get exactly one result, and a cancelled one none."""
     assert len(flood.jobs) == COUNT

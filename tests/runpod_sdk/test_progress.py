@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from conftest import WorkerFactory, launch_of
 from runpod_sdk.conftest import Running
 from support.control_plane import ControlPlane, wait_until
@@ -18,6 +19,7 @@ from comfy_worker.job import Event
 from comfy_worker.standin.thread import EngineThread
 
 
+@pytest.mark.slow
 def test_runpod_14_51_progress_names_node_title_and_percent_of_the_whole(served: Running) -> None:
     """While a job runs its progress must name the node, its title and value, and the percent of the whole graph."""
     workflow = {
@@ -43,6 +45,7 @@ def test_runpod_14_51_progress_names_node_title_and_percent_of_the_whole(served:
     assert job.progress[0].headers["X-Request-ID"] == job.id
 
 
+@pytest.mark.slow
 def test_progress_of_a_cancelled_job_ends_with_the_cancel(served: Running) -> None:
     """After a cancel no progress may put the job back to IN_PROGRESS."""
     job = served.plane.submit({"workflow": sleeping("quiet-")})

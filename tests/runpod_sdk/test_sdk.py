@@ -191,6 +191,7 @@ def test_runpod_14_53_sdk_prints_no_outputs_and_every_line_names_its_job(served:
     assert picture[:60] not in served.worker.text
 
 
+@pytest.mark.slow
 def test_secrets_of_jobs_and_of_the_worker_are_in_no_log_and_no_reply(served: Running) -> None:
     """Neither the worker's key nor keys, signatures and passwords of a job may be printed or sent back."""
     secrets = ["the-comfy-key", "the-access-id", "the-access-secret", "the-signature", "the-password"]

@@ -116,6 +116,7 @@ def test_no_outputs_are_told_in_details(served: Running) -> None:
     assert body["output"]["details"][0].startswith("No outputs found in history for prompt ")
 
 
+@pytest.mark.slow
 def test_refused_object_storage_is_told_in_details(served: Running) -> None:
     """An upload that S3 refuses must fail the job in the known words, with status and S3's code, and no secret."""
     answer = b"<Error><Code>AccessDenied</Code><Message>secret-words</Message></Error>"

@@ -6,6 +6,7 @@ import asyncio
 import types
 from itertools import pairwise
 
+import pytest
 from runpod.serverless.modules import rp_scale
 from runpod_sdk.conftest import StartWorker
 from support.control_plane import ControlPlane, wait_until
@@ -17,6 +18,7 @@ from comfy_worker.standin.thread import EngineThread
 JOBS = 20
 
 
+@pytest.mark.slow
 def test_one_slot_takes_the_next_job_at_once(
     plane: ControlPlane, lane: EngineThread, start_worker: StartWorker
 ) -> None:

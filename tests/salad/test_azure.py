@@ -145,6 +145,7 @@ def test_salad_s57_failed_blob_upload_fails_the_request(
     assert len(blobs.asked) == 1
 
 
+@pytest.mark.slow
 def test_salad_s59_busy_azure_is_asked_again(cloud: Served, blobs: AzureDesk) -> None:
     """A 503 is no failure when the next attempt is taken."""
     blobs.failures = [503]
@@ -205,6 +206,7 @@ def test_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         AzureStore(AzureTarget(account, "outputs")).put("a.png", b"x", "image/png", nothing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "location"),
     [

@@ -82,6 +82,7 @@ def test_s3_input(serve_salad: ServeSalad, s3_server: S3Server) -> None:
     assert served.post("/prompt", {"prompt": invert_workflow(url)}).status_code == 200
 
 
+@pytest.mark.slow
 def test_first_storage_block_counts(serve_salad: ServeSalad, s3_server: S3Server, desk: HttpDesk) -> None:
     """Of several blocks, s3 is used and the others are only echoed."""
     served = serve_salad(**s3_server.settings())
@@ -104,6 +105,7 @@ def test_salad_s21_prefix_is_optional(serve_salad: ServeSalad, s3_server: S3Serv
     assert body["s3"] == {"bucket": BUCKET, "prefix": "", "async": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["a b/", "x#y/", "q?z=1/", "ü/"])
 def test_salad_s48_keys_are_taken_literally(
     serve_salad: ServeSalad, s3_server: S3Server, prefix: str
@@ -236,6 +238,7 @@ def hub(desk: HttpDesk, repo: str, path: str, kind: str = "models") -> dict[str,
     return {"hf_token": SecretStr("hf_token-of-the-tests"), "hf_endpoint": desk.url}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("directory", "folder"), [("/", ""), ("out put/x", "out put/x/"), ("/a/", "a/")])
 def test_salad_s61_hugging_face_upload(
     serve_salad: ServeSalad, desk: HttpDesk, directory: str, folder: str

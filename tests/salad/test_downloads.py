@@ -123,6 +123,7 @@ def test_salad_s36_broken_transfer_leaves_nothing(cache: UrlCache, desk: HttpDes
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_salad_s36_request_with_a_broken_input_is_a_400(served: Served, desk: HttpDesk) -> None:
     """The request is refused, and the next one is served."""
     broken = desk.put("/cut.png", b"x" * 5000, cut_after=100)
@@ -260,6 +261,7 @@ def test_salad_s41_other_addresses_are_refused(address: str) -> None:
     assert not is_public(address)
 
 
+@pytest.mark.slow
 def test_salad_s41_inputs_come_from_public_addresses_only(serve_salad: ServeSalad, desk: HttpDesk) -> None:
     """A URL that leads into the private network is a 400, unless its origin is trusted."""
     body = {"prompt": invert_workflow(desk.put("/in.png", png((4, 4), (5, 5, 5))))}
@@ -492,6 +494,7 @@ def test_patterns_of_credentials(pattern: str, url: str, fits: bool) -> None:
     assert glob_matches(pattern, url) is fits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endpoint", ["example.com", "ftp://example.com", "https://[", "https://h:99999"])
 @pytest.mark.parametrize("wait", [True, False])
 def test_download_with_an_endpoint_that_is_no_url_is_no_fault_of_the_worker(

@@ -65,6 +65,7 @@ def test_salad_s2_fully_cached_graph_is_answered(served: Served) -> None:
     assert all(len(reply.json()["images"]) == 1 for reply in replies)
 
 
+@pytest.mark.slow
 def test_salad_s3_lost_prompt_fails_with_a_reason(tmp_path: Path, serve_salad: ServeSalad) -> None:
     """A prompt that ComfyUI forgets is a 500 that names the loss, within seconds."""
     with EngineThread(tmp_path / "engine", test_nodes=True, faults={"lost_but_200": True}) as lossy:
@@ -77,6 +78,7 @@ def test_salad_s3_lost_prompt_fails_with_a_reason(tmp_path: Path, serve_salad: S
     assert "knows the prompt no longer" in reply.json()["message"]
 
 
+@pytest.mark.slow
 def test_salad_s4_death_of_comfyui_ends_requests(
     tmp_path: Path, serve_salad: ServeSalad, desk: HttpDesk
 ) -> None:
@@ -178,6 +180,7 @@ def test_salad_s9_interrupted_request_says_so(served: Served) -> None:
     assert client.queued() == (frozenset(), frozenset())
 
 
+@pytest.mark.slow
 def test_salad_s10_queued_prompts_of_an_id_are_all_interrupted(served: Served) -> None:
     """An interrupt reaches what runs, what waits in ComfyUI and what waits here; later it is a 404."""
     client = served.worker.engine.client  # type: ignore[attr-defined]
@@ -208,6 +211,7 @@ def test_interrupt_with_a_bad_body_is_refused(served: Served) -> None:
     assert reply.json()["message"] == "body/id Required"
 
 
+@pytest.mark.slow
 def test_client_that_leaves_takes_its_request_along(served: Served) -> None:
     """A client that goes away must free ComfyUI."""
     client = served.worker.engine.client  # type: ignore[attr-defined]
@@ -217,6 +221,7 @@ def test_client_that_leaves_takes_its_request_along(served: Served) -> None:
     until(lambda: client.queued() == (frozenset(), frozenset()))
 
 
+@pytest.mark.slow
 def test_salad_s23_full_queue_is_a_503(serve_salad: ServeSalad) -> None:
     """More requests than QUEUE_LIMIT are told to come again."""
     served = serve_salad(worker_concurrency=1, queue_limit=1)

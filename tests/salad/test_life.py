@@ -71,6 +71,7 @@ def test_probes_say_healthy_and_ready(served: Served) -> None:
     assert requests.head(f"{served.url}/health", timeout=5).status_code == 200
 
 
+@pytest.mark.slow
 def test_salad_s75_ready_says_no_while_comfyui_is_away(tmp_path: Path, serve_salad: ServeSalad) -> None:
     """With ComfyUI gone, `/ready` is 503 and `/health` stays 200."""
     with EngineThread(tmp_path / "engine") as mortal:
@@ -96,6 +97,7 @@ def test_salad_s78_socket_is_open_while_comfyui_starts(engine: EngineThread, ser
     assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
 
 
+@pytest.mark.slow
 def test_ready_says_no_when_the_queue_is_full(serve_salad: ServeSalad) -> None:
     """At MAX_QUEUE_DEPTH `/ready` is 503, and requests are still taken."""
     served = serve_salad(max_queue_depth=1)
@@ -109,6 +111,7 @@ def test_ready_says_no_when_the_queue_is_full(serve_salad: ServeSalad) -> None:
     until(lambda: served.get("/ready").status_code == 200)
 
 
+@pytest.mark.slow
 def test_warm_up_runs_before_healthy(tmp_path: Path, serve_salad: ServeSalad) -> None:
     """The graph of WARMUP_PROMPT_FILE runs before the worker is healthy."""
     import json
@@ -267,6 +270,7 @@ def test_variables_of_the_peer_are_read(name: str, text: str, field: str, value:
     assert getattr(load({name: text}), field) == value
 
 
+@pytest.mark.slow
 def test_salad_s72_sigterm_finishes_work_and_ends_well(engine: EngineThread, desk: HttpDesk) -> None:
     """Told to end, the worker finishes what runs, delivers its webhook, and leaves with 0."""
     port = free_port()
@@ -312,6 +316,7 @@ def _answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_salad_s74_dead_comfyui_is_started_again(serve_salad: ServeSalad, tmp_path: Path) -> None:
     """A supervised ComfyUI that is killed comes back; `/ready` tells the truth and requests run again."""
     scratch = tmp_path / "engine"
@@ -371,6 +376,7 @@ def test_every_address_takes_ipv4_and_ipv6() -> None:
     assert listeners("127.0.0.1", 0) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_salad_s73_comfyui_never_outlives_the_worker(tmp_path: Path) -> None:
     """Killed without a word, the worker takes its ComfyUI along."""
@@ -408,6 +414,7 @@ def test_warm_up_that_must_succeed_ends_the_server(serve_salad: ServeSalad) -> N
     until(lambda: served.server.failed)
 
 
+@pytest.mark.slow
 def test_fault_after_the_202_is_told(serve_salad: ServeSalad, desk: HttpDesk) -> None:
     """Whatever goes wrong inside the worker, an accepted request ends with a webhook."""
     served = serve_salad()

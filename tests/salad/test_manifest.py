@@ -37,6 +37,7 @@ def until(check: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_salad_s79_before_start_comes_before_ready_and_in_parallel(
     serve_salad: ServeSalad, desk: HttpDesk, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def test_references_are_those_of_the_peer(url: str, base: str, ref: str | None) 
     assert parsed(url) == (base, ref)
 
 
+@pytest.mark.slow
 def test_salad_s51_pinned_reference_is_what_is_there(
     repositories: Repositories, server: GitServer, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_salad_s51_pinned_reference_is_what_is_there(
     assert len(server.seen) == seen  # a commit never changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ref", ["gone", "a" * 40, "abc1234"])
 def test_salad_s51_reference_that_is_not_there_fails(
     ref: str, repositories: Repositories, server: GitServer, tmp_path: Path
@@ -129,6 +131,7 @@ def test_clone_without_a_reference_is_brought_up_to_date(
     assert repositories.obtain(url, Deadline(30)) == name
 
 
+@pytest.mark.slow
 def test_git_goes_nowhere_else(repositories: Repositories, server: GitServer, tmp_path: Path) -> None:
     """Private addresses, http where it is not allowed, other protocols, redirects and options are refused."""
     url = f"{server.url}/own/model"
@@ -154,6 +157,7 @@ def test_git_goes_nowhere_else(repositories: Repositories, server: GitServer, tm
         assert other.seen == []
 
 
+@pytest.mark.slow
 def test_links_and_large_files_of_a_repository(
     repositories: Repositories, server: GitServer, tmp_path: Path
 ) -> None:
@@ -184,6 +188,7 @@ def test_cancelled_clone_ends(repositories: Repositories, server: GitServer, tmp
     assert list((tmp_path / "diffusers").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_diffusers_loader_gets_the_name_of_the_folder(
     serve_salad: ServeSalad, server: GitServer, tmp_path: Path
 ) -> None:

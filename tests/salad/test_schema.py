@@ -168,6 +168,7 @@ def test_salad_s85_document_has_no_random_defaults_and_lists_errors(serve_salad:
             assert {"400", "413"} <= set(item["post"]["responses"]), path
 
 
+@pytest.mark.slow
 def test_document_is_served_in_both_forms_with_a_page(served: Served) -> None:
     """/docs is a page of the worker's own, /docs/json and /docs/yaml the same document."""
     page, as_json, as_yaml = served.get("/docs"), served.get("/docs/json"), served.get("/docs/yaml")

@@ -64,6 +64,7 @@ def test_wrong_startup_checks_stop_the_start(text: str) -> None:
     assert "STARTUP_CHECK_INTERVAL_S" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_salad_s76_boot_that_takes_too_long_ends_the_worker(
     home: Path, tmp_path: Path, serve_salad: ServeSalad
 ) -> None:
@@ -95,6 +96,7 @@ def test_salad_s80_cmd_is_split_as_a_shell_does(home: Path, tmp_path: Path) -> N
     assert (chosen.folder, chosen.input, chosen.url) == (home, home / "input", "http://127.0.0.1:8188")
 
 
+@pytest.mark.slow
 def test_salad_s80_cmd_starts_comfyui(home: Path) -> None:
     """A command with quotes and blanks is run, watched, and ended with the worker."""
     port = free_port()

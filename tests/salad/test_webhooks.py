@@ -110,6 +110,7 @@ def test_empty_webhook_counts_as_absent(served: Served) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "whsec_"])
 def test_salad_s66_secret_with_or_without_its_prefix(
     serve_salad: ServeSalad, desk: HttpDesk, prefix: str
@@ -122,6 +123,7 @@ def test_salad_s66_secret_with_or_without_its_prefix(
     assert verified(desk.wait(1)[0])["type"] == "prompt.complete"
 
 
+@pytest.mark.slow
 def test_salad_s67_webhook_is_tried_again_under_the_same_id(served: Served, desk: HttpDesk) -> None:
     """A receiver that fails gets the message again, with the same id and a right signature."""
     desk.answers["/flaky"] = [Answer(status=503, headers={"Retry-After": "1"}), Answer()]
@@ -134,6 +136,7 @@ def test_salad_s67_webhook_is_tried_again_under_the_same_id(served: Served, desk
     assert all(verified(hook) for hook in hooks)
 
 
+@pytest.mark.slow
 def test_salad_s67_attempts_are_counted(serve_salad: ServeSalad, desk: HttpDesk) -> None:
     """A receiver that fails is asked as often as PROMPT_WEBHOOK_RETRIES says, and each attempt may take 30 s."""
     served = serve_salad(prompt_webhook_retries=2)
@@ -232,6 +235,7 @@ def test_private_webhook_is_refused_unless_it_is_trusted(serve_salad: ServeSalad
     assert verified(desk.wait(1)[0])["type"] == "prompt.complete"
 
 
+@pytest.mark.slow
 def test_same_request_twice_at_once_is_answered_twice(served: Served, desk: HttpDesk) -> None:
     """A repetition that joins the running one gets its 202 soon, and both send their webhook."""
     body = {

@@ -65,6 +65,7 @@ def test_named_workflow_runs_with_its_defaults(workflows: Served, prefix: str) -
     assert body["prompt"]["1"]["inputs"]["color"] == 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "location"),
     [

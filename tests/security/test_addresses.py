@@ -116,6 +116,7 @@ def urls(port: int) -> list[str]:
     return plain + [text.format(port) for text in tricks]
 
 
+@pytest.mark.slow
 def test_no_input_reaches_a_private_address(entrance: Entrance, listener: Listener) -> None:
     """However a private host is spelled in the URL of an input, the job must fail and nothing must be connected to."""
     good = [
@@ -139,6 +140,7 @@ def test_metadata_of_a_cloud_is_not_read(entrance: Entrance) -> None:
 HOOKED = [face for face in FACES if face.hook is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("face", HOOKED, ids=lambda face: face.name)
 def test_no_webhook_reaches_a_private_address(face: Any, open_entrance: Any, listener: Listener) -> None:
     """However a private host is spelled in the URL of a webhook, nothing must be connected to."""
@@ -181,6 +183,7 @@ def test_buckets_of_jobs_are_public(open_entrance: Any, listener: Listener) -> N
     assert listener.connections == 0
 
 
+@pytest.mark.slow
 def test_uploads_of_jobs_are_public(open_entrance: Any, listener: Listener) -> None:
     """The same for an upload by PUT, which the Salad face offers."""
     entrance = open_entrance(next(face for face in FACES if face.name == "salad"))

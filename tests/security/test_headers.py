@@ -48,6 +48,7 @@ def graph(prefix: str = "out") -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", BREAKS)
 def test_reply_has_no_header_of_the_caller(entrance: Entrance, text: str) -> None:
     """A line break in an id or a name must not become a header of the reply."""
@@ -75,6 +76,7 @@ def test_id_of_a_request_is_no_header(http_entrance: Entrance, text: str) -> Non
     assert not [value for name, value in headers if name.lower() == "x-request-id" and "X-Evil" in value]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", BREAKS)
 def test_key_of_an_object_is_encoded(text: str) -> None:
     """A key with a line break must reach the store as a key, and break neither headers nor a signed link."""
@@ -93,6 +95,7 @@ def test_key_of_an_object_is_encoded(text: str) -> None:
     assert requests.Request("GET", link).prepare().url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mime", [f"image/png{text}" for text in BREAKS])
 def test_type_of_an_object_breaks_no_request(mime: str) -> None:
     """A MIME type with a line break, which a node may have named, must not add a header to an upload."""

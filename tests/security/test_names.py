@@ -86,6 +86,7 @@ def test_name_of_an_input_stays_inside(engine: EngineThread, shared_entrance: An
     assert outside_of(engine) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["../x", "/tmp/x", "a/../../x", "x\x00y", "..\\..\\x", "", "a" * 4000, "..", "x\r\nSet-Cookie: a=b"],
@@ -100,6 +101,7 @@ def test_prefix_of_an_output_stays_inside(entrance: Entrance, engine: EngineThre
     assert "Set-Cookie" not in said.headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "job_id", ["../../x", "/tmp/x", "..", ".", "a/b", "a\x00b", "x\r\nA: b", "a" * 5000, "%2e%2e%2f", "‮", ""]
 )

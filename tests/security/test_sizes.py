@@ -75,6 +75,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graph_too_large_is_answered(entrance: Entrance, name: str) -> None:
     """A graph with too much of something must be answered in bounded time and space, and the next job must run."""
@@ -109,6 +110,7 @@ def test_odd_bodies_are_refused(http_entrance: Entrance, body: bytes) -> None:
     assert 400 <= http_entrance.post(body).status < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2_000])
 def test_many_images_are_answered(open_entrance: Any, engine: EngineThread, count: int) -> None:
     """Thousands of input images must be placed or refused, and be gone afterwards."""

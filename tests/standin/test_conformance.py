@@ -261,6 +261,7 @@ PROMPTS = (
 REQUESTS = ("requests", "uploads", "loading", "odd_jobs", "information", "old_requests")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROMPTS)
 def test_prompts_run_as_recorded(name: str, tmp_path: Path) -> None:
     """
@@ -275,6 +276,7 @@ def test_prompts_run_as_recorded(name: str, tmp_path: Path) -> None:
     assert not wrong, "\n\n".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REQUESTS)
 def test_requests_are_answered_as_recorded(name: str, tmp_path: Path) -> None:
     """

@@ -48,6 +48,7 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_process_says_what_it_is_and_ends_on_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     """
@@ -76,6 +77,7 @@ def test_the_process_says_what_it_is_and_ends_on_a_signal(number: signal.Signals
     assert not (tmp_path / "temp").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "code"), [({"node": "2", "exit_code": 3}, 3), ({"node": "2", "signal": 9}, -9), ("2", -9)]
 )
@@ -101,6 +103,7 @@ print(child.pid)
 """
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     """
     An engine that nobody owns any more does not stay.

@@ -190,6 +190,7 @@ def test_s3_clients_of_jobs_do_not_pile_up(bucket: Bucket, stores: Stores) -> No
     assert len(stores._clients) <= 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -220,6 +221,7 @@ def test_runpod_14_48_an_error_names_status_and_code_and_no_secret(
     assert SECRET not in repr(broken)
 
 
+@pytest.mark.slow
 def test_runpod_14_47_a_transient_failure_is_tried_again(s3: SigV4, bucket: Bucket, stores: Stores) -> None:
     """Two times 503 and then success is a success, from the first byte on."""
     s3.faults = 2
@@ -294,6 +296,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_runpod_14_24_a_large_file_is_streamed_from_disk(tmp_path: Path) -> None:
     """200 MB go to storage in parts, with memory that does not grow with the file."""

@@ -75,6 +75,7 @@ def test_prompt_answers_in_both_known_shapes(legacy: Served, route: str, wraps: 
     assert body["timings"]["total_ms"] >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", [f"/custom{mark}workflow{end}" for mark in "-_" for end in ("", "/")])
 def test_custom_workflow_runs_a_graph_under_every_spelling(legacy: Served, route: str) -> None:
     """A graph must run as it is, with a random number where it asks for one."""
@@ -97,6 +98,7 @@ def test_steps_may_be_left_out(legacy: Served) -> None:
     assert len(reply.json()["images"]) == 28
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("route", "payload", "expected"),
     [

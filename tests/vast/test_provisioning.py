@@ -96,6 +96,7 @@ def test_failure_can_be_let_pass(
     assert places.failed.exists()
 
 
+@pytest.mark.slow
 def test_script_that_takes_too_long_is_ended_with_its_children(
     provision: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -365,6 +365,7 @@ def test_vast_21_modifier_is_looked_up_in_a_table(served: Served) -> None:
     assert "Unknown modifier" not in strange.json()["message"]
 
 
+@pytest.mark.slow
 def test_vast_29_local_files_live_as_long_as_the_result(serve_vast: ServeVast, engine: EngineThread) -> None:
     """A file that is neither stored nor inlined must be at `local_path`, and go with its result; others go at once."""
     served = serve_vast(api_cache_ttl=1.0)
@@ -476,6 +477,7 @@ def test_vast_1_nesting_without_end_is_a_4xx(served: Served, place: str, depth: 
     assert reply.status_code == 422, reply.text
 
 
+@pytest.mark.slow
 def test_vast_2_cancel_of_a_finished_job_changes_nothing(served: Served) -> None:
     """The stored Result must be the same before and after a cancel that comes too late."""
     generate(served, empty_workflow(0x27), request_id="late-cancel")

@@ -99,6 +99,7 @@ def test_vast_2_cancelled_stays_cancelled(served: Served, desk: HttpDesk, engine
     assert hook.json()["status"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_vast_3_parallel_short_jobs_each_get_their_own_picture(served: Served) -> None:
     """Three hundred jobs at once, all with the same names, must each return the pixels of their own."""
     colours = [0x030000 + number for number in range(300)]
@@ -219,6 +220,7 @@ def test_vast_10_nothing_sleeps_on_the_way(served: Served) -> None:
     assert time.monotonic() - began < 10.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["running", "waiting"])
 def test_vast_11_cancel_reaches_comfyui_in_every_state(
     served: Served, engine: EngineThread, state: str
@@ -238,6 +240,7 @@ def test_vast_11_cancel_reaches_comfyui_in_every_state(
     until(lambda: not runs(engine, names[0]) and not runs(engine, names[1]))
 
 
+@pytest.mark.slow
 def test_vast_19_webhook_is_tried_again_signed_alike(serve_vast: ServeVast, desk: HttpDesk) -> None:
     """A receiver that fails twice must get the same signed bytes a third time, with `extra` and merged parameters."""
     served = serve_vast(webhook_secret=SecretStr("of-the-operator"))
@@ -273,6 +276,7 @@ def test_vast_19_webhook_to_a_private_address_is_refused(serve_vast: ServeVast, 
     assert (seen.path, seen.json()["id"]) == ("/own", "own-hook")
 
 
+@pytest.mark.slow
 def test_vast_20_same_id_twice_waits_for_one_job_or_is_refused(served: Served, engine: EngineThread) -> None:
     """The same body must join the job under way, another body under its id be a 409 that names it."""
     graph = sleeping("vast-20", seconds=1.0, steps=20)
@@ -287,6 +291,7 @@ def test_vast_20_same_id_twice_waits_for_one_job_or_is_refused(served: Served, e
     assert bodies[0]["timings"] == bodies[1]["timings"]
 
 
+@pytest.mark.slow
 def test_vast_22_health_is_answered_from_what_is_known(serve_vast: ServeVast, engine: EngineThread) -> None:
     """503 before it was ready, 200 while ComfyUI is away and jobs wait for it, 503 for good after a fault."""
     with CuttingProxy(engine.url) as proxy:
@@ -352,6 +357,7 @@ def test_vast_22_faults_latch_and_say_so(caplog: pytest.LogCaptureFixture) -> No
     assert caplog.text.count("BACKEND_UNRECOVERABLE") == 2
 
 
+@pytest.mark.slow
 def test_vast_23_job_in_a_crash_is_a_503_and_the_next_one_runs(tmp_path: Path, serve_vast: ServeVast) -> None:
     """A ComfyUI that dies under a job must cost that job only: a supervised one is started again."""
     from support.lanes import comfy_folder
@@ -384,6 +390,7 @@ def _kill(served: Served) -> None:
             child.kill()
 
 
+@pytest.mark.slow
 def test_vast_25_stream_tells_every_change_and_the_result_last(served: Served) -> None:
     """The stream must begin at once, tell nodes and progress while the job runs, and end with the whole Result."""
     graph = sleeping("vast-25", seconds=1.5, steps=30)
@@ -418,6 +425,7 @@ def stream_of(served: Served, graph: dict[str, Any], **fields: Any) -> Iterator[
                 yield json.loads(line[6:])
 
 
+@pytest.mark.slow
 def test_vast_25_heartbeat_keeps_an_idle_stream_open(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing changes, comment lines must come."""
     monkeypatch.setattr("comfy_worker.faces.vast_stream.PING_S", 0.2)
@@ -429,6 +437,7 @@ def test_vast_25_heartbeat_keeps_an_idle_stream_open(served: Served, monkeypatch
     assert b": ping" in lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detach", [False, True])
 def test_closed_stream_cancels_its_job_unless_detached(
     served: Served, engine: EngineThread, detach: bool
@@ -541,6 +550,7 @@ def test_vast_24_legacy_prompt_takes_any_text(serve_vast: ServeVast, tmp_path: P
     assert reply.json()["outputs"]["3"]["images"][0]["filename"] == "echo_00001_.png"
 
 
+@pytest.mark.slow
 def test_vast_40_taken_port_is_one_clear_sentence(tmp_path: Path, engine: EngineThread) -> None:
     """A second start on the same port must end with one sentence and a code that is not 0."""
     import os
