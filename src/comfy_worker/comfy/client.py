@@ -6,6 +6,7 @@ Source of all routes and replies: ComfyUI 0.27.0 and 0.3.64 as observed.
 """
 
 import json
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -165,8 +166,15 @@ class Client:
 
     def answers(self) -> bool:
         """
-        Return whether ComfyUI answers at all.
+        Return whether ComfyUI answers at all. Where nobody listens yet, that costs next to nothing: ComfyUI needs the processor
+        for its boot.
         """
+        place = urlsplit(self.url)
+        port = place.port or (443 if place.scheme == "https" else 80)
+        try:
+            socket.create_connection((place.hostname or "", port), self._probe_timeout_s).close()
+        except OSError:
+            return False
         try:
             return self._send("GET", "/prompt", timeout_s=self._probe_timeout_s).status == 200
         except ComfyUnavailable:
