@@ -42,10 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def leaves_out(config: pytest.Config) -> bool:
     """
-    Return whether the slow tests are left out: neither asked for by `--all` nor by a name (`-k`, `-m`, `file.py::test`).
+    Return whether the slow tests are left out: neither `--all` nor a name asks for them (`-k`, `-m`, a file, a test of it).
     """
     chosen = config.option.all or config.option.keyword or config.option.markexpr
-    return not chosen and not any("::" in arg for arg in config.args)
+    return not chosen and not any(".py" in arg for arg in config.args)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -173,7 +173,7 @@ class Client:
         port = place.port or (443 if place.scheme == "https" else 80)
         try:
             socket.create_connection((place.hostname or "", port), self._probe_timeout_s).close()
-        except OSError:
+        except (OSError, UnicodeError):  # a host that cannot be a name is nobody
             return False
         try:
             return self._send("GET", "/prompt", timeout_s=self._probe_timeout_s).status == 200
