@@ -20,6 +20,7 @@ from comfy_worker import log
 from comfy_worker.comfy.child import die_with_parent
 from comfy_worker.errors import ComfyUnavailable, WorkerError
 from comfy_worker.faces.runpod_drain import Drain, Left
+from comfy_worker.faces.runpod_stops import Stops
 from comfy_worker.faces.runpod_wake import Pauses
 
 logger = logging.getLogger(__name__)
@@ -97,9 +98,11 @@ class Loop:
     grace_s: float = 30.0
     drain: Drain = field(init=False)
     pauses: Pauses = field(init=False, default_factory=Pauses)
+    stops: Stops = field(init=False)
 
     def __post_init__(self) -> None:
         self.drain = Drain(self.grace_s, self.cancel, _taken)
+        self.stops = Stops(_taken)
 
     def load(self) -> None:
         """
@@ -141,9 +144,11 @@ class Loop:
         }
 
         async def handler(job: dict[str, Any]) -> dict[str, Any]:
-            self.drain.begins(str(job.get("id")))
+            job_id = str(job.get("id"))
+            self.drain.begins(job_id)
             self.pauses.when_this_task_ends()
-            reply = await self.handler(job)
+            with self.stops.running(job_id):
+                reply = await self.handler(job)
             if reply.get("refresh_worker"):
                 # In the reply it only reaches the platform, and this worker takes another job. In the config the loop
                 # ends too.
@@ -151,6 +156,8 @@ class Loop:
             return reply
 
         config["handler"] = handler
+        if (fetcher := self.stops.fetcher()) is not None:
+            config["stop_signals_fetcher"] = fetcher
         return config
 
     def scale(self, _current: int) -> int:

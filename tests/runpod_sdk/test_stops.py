@@ -1,0 +1,51 @@
+"""
+Cancels that come between the take of a job and its start.
+"""
+
+import asyncio
+
+import pytest
+from runpod.serverless.modules import rp_job
+
+from comfy_worker.faces.runpod_stops import Stops
+
+
+def test_job_that_was_stopped_before_its_start_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that the SDK knows no task for yet must cancel the job when it starts, and no other one."""
+    stops = Stops(lambda: ["early", "other", "started"])
+    ended = []
+
+    async def told(_session: object) -> list[str]:
+        return ["early", "started", "unknown"]
+
+    async def run(job_id: str) -> None:
+        with stops.running(job_id):
+            await asyncio.sleep(0.05)
+        ended.append(job_id)
+
+    async def scene() -> list[object]:
+        monkeypatch.setattr(rp_job, "get_stop_signals", told)
+        fetch = stops.fetcher()
+        assert fetch is not None
+        started = asyncio.ensure_future(run("started"))
+        await asyncio.sleep(0.01)
+        assert await fetch(None) == ["early", "started", "unknown"]
+        found = await asyncio.gather(run_as_task("early"), run_as_task("other"), return_exceptions=True)
+        await started
+        await run("early")  # the same id again, which nobody stopped
+        return list(found)
+
+    def run_as_task(job_id: str) -> "asyncio.Task[None]":
+        return asyncio.ensure_future(run(job_id))
+
+    found = asyncio.run(scene())
+
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert ended == ["started", "other", "early"] or ended == ["other", "started", "early"]
+
+
+def test_sdk_without_stops_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An SDK that asks for no stops must not be given a way to."""
+    monkeypatch.delattr(rp_job, "get_stop_signals")
+
+    assert Stops(list).fetcher() is None
