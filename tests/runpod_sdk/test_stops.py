@@ -12,7 +12,7 @@ from comfy_worker.faces.runpod_stops import Stops
 
 def test_job_that_was_stopped_before_its_start_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop that the SDK knows no task for yet must cancel the job when it starts, and no other one."""
-    stops = Stops(lambda: ["early", "other", "started"])
+    stops = Stops()
     ended = []
 
     async def told(_session: object) -> list[str]:
@@ -48,4 +48,4 @@ def test_sdk_without_stops_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     """An SDK that asks for no stops must not be given a way to."""
     monkeypatch.delattr(rp_job, "get_stop_signals")
 
-    assert Stops(list).fetcher() is None
+    assert Stops().fetcher() is None

@@ -98,11 +98,10 @@ class Loop:
     grace_s: float = 30.0
     drain: Drain = field(init=False)
     pauses: Pauses = field(init=False, default_factory=Pauses)
-    stops: Stops = field(init=False)
+    stops: Stops = field(init=False, default_factory=Stops)
 
     def __post_init__(self) -> None:
         self.drain = Drain(self.grace_s, self.cancel, _taken)
-        self.stops = Stops(_taken)
 
     def load(self) -> None:
         """

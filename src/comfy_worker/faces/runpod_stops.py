@@ -4,10 +4,14 @@ Cancels that reach the runpod SDK before it has started the job: it forgets thos
 The SDK (1.12) stops a job by its task, and there is none while a taken job waits for the loop to look at it.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+KEPT_S = 10.0
+"""How long a stop waits for its job; after that it was for one that is over."""
 
 Fetcher = Callable[[Any], Awaitable[list[str]]]
 
@@ -15,12 +19,11 @@ Fetcher = Callable[[Any], Awaitable[list[str]]]
 @dataclass(slots=True)
 class Stops:
     """
-    What was stopped too early. `taken` returns the ids of all jobs that the SDK has. Used on the event loop only.
+    What was stopped too early: a stop may even overtake the job it is for. Used on the event loop only.
     """
 
-    taken: Callable[[], Collection[str]]
     _running: set[str] = field(default_factory=set)
-    _early: set[str] = field(default_factory=set)
+    _early: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def running(self, job_id: str) -> Iterator[None]:
@@ -32,7 +35,7 @@ class Stops:
         task = asyncio.current_task()
         if job_id in self._early and task is not None:
             task.cancel()
-        self._early.discard(job_id)
+        self._early.pop(job_id, None)
         self._running.add(job_id)
         try:
             yield
@@ -51,8 +54,9 @@ class Stops:
 
         async def fetch(session: Any) -> list[str]:
             job_ids = await ask(session)
-            waiting = set(self.taken()) - self._running
-            self._early = (self._early | set(job_ids)) & waiting
+            now = time.monotonic()
+            heard = {**self._early, **{job_id: now for job_id in job_ids if job_id not in self._running}}
+            self._early = {job_id: at for job_id, at in heard.items() if now - at < KEPT_S}
             return job_ids
 
         return fetch
