@@ -459,6 +459,22 @@ def test_close_has_an_end_and_names_what_is_lost(
     assert "was not delivered before the worker ended" in caplog.text
 
 
+def test_second_close_has_nothing_to_wait_for(make_sender: MakeSender) -> None:
+    """
+    What the first call let go of is not waited for again.
+    """
+    with receiving(holds=True) as receiver:
+        sender = make_sender(attempt_s=60.0)
+        for number in range(2):
+            sender.send(message(receiver.url, number))
+        receiver.wait(1)
+        sender.close(0.1)
+
+        since = time.monotonic()
+        sender.close(30.0)
+    assert time.monotonic() - since < 10.0
+
+
 def test_no_thread_runs_before_the_first_message(make_sender: MakeSender) -> None:
     """
     A worker whose jobs have no webhooks pays nothing for them.

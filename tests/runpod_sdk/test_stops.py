@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from runpod.serverless.modules import rp_job
 
-from comfy_worker.faces.runpod_stops import Stops
+from comfy_worker.faces.runpod_stops import KEPT_S, Stops
 
 
 def test_job_that_was_stopped_before_its_start_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +42,39 @@ def test_job_that_was_stopped_before_its_start_is_cancelled(monkeypatch: pytest.
 
     assert isinstance(found[0], asyncio.CancelledError)
     assert ended == ["started", "other", "early"] or ended == ["other", "started", "early"]
+
+
+def test_stop_that_is_old_is_for_no_later_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop whose job did not come in time must not take a later run of that id, as a retry is one."""
+    stops = Stops()
+    now = 1000.0
+    monkeypatch.setattr("comfy_worker.faces.runpod_stops.time.monotonic", lambda: now)
+
+    async def told(_session: object) -> list[str]:
+        return ["kept", "old"]
+
+    async def run(job_id: str) -> str:
+        with stops.running(job_id):
+            await asyncio.sleep(0)
+        return job_id
+
+    async def later(job_id: str, seconds: float) -> object:
+        nonlocal now
+        now = 1000.0 + seconds
+        [found] = await asyncio.gather(asyncio.ensure_future(run(job_id)), return_exceptions=True)
+        return found
+
+    async def scene() -> list[object]:
+        monkeypatch.setattr(rp_job, "get_stop_signals", told)
+        fetch = stops.fetcher()
+        assert fetch is not None
+        await fetch(None)
+        return [await later("kept", KEPT_S - 1.0), await later("old", KEPT_S + 1.0)]
+
+    kept, old = asyncio.run(scene())
+
+    assert isinstance(kept, asyncio.CancelledError)
+    assert old == "old"
 
 
 def test_sdk_without_stops_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
