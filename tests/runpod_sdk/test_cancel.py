@@ -106,6 +106,19 @@ def test_cancel_of_a_job_that_nobody_took_never_reaches_the_worker(served: Runni
     assert not job.taken.is_set()
 
 
+def test_runpod_14_3_cancel_that_overtakes_its_job_is_heeded(served: Running) -> None:
+    """A job that is told to stop before the SDK has started it must be cancelled when it starts."""
+    served.plane.set(paused=True)
+    job = served.plane.submit({"workflow": sleeping("overtaken-")})
+
+    served.plane.stop(job)
+    served.plane.set(paused=False)
+
+    wait_until(lambda: stopped(served, job), 5.0)
+    assert not runs(served.engine, "overtaken-")
+    assert_next_job_is_unaffected(served, job)
+
+
 def test_runpod_14_2_job_over_its_time_limit_fails_with_stage_and_seconds(served: Running) -> None:
     """At its deadline a job must fail with the stage and the seconds, and ComfyUI is free again."""
     job = served.plane.submit({"workflow": sleeping("late-"), "timeout_s": 0.5})

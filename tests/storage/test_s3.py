@@ -3,6 +3,7 @@ Tests of the S3 store against moto behind a layer that checks signatures as S3 d
 """
 
 import gc
+import socket
 import subprocess
 import sys
 import threading
@@ -572,3 +573,50 @@ def test_hints_warn_of_a_month_taken_for_a_bucket(endpoint: str, is_bare: bool) 
 
     assert [("BUCKET_NAME" in hint) for hint in found] == [True] * is_bare
     assert hints(replace(GOOD, endpoint_url=endpoint)) == []
+
+
+FIRST_USES = """
+import sys, threading
+from pydantic import SecretStr
+from comfy_worker.errors import DeliveryFailed
+from comfy_worker.job import Bucket
+from comfy_worker.storage.s3 import Stores
+
+stores, ends = Stores(), []
+
+def upload():
+    store = stores(Bucket(sys.argv[1], "id", SecretStr("key"), "b", attempts=1))
+    try:
+        store.put("k", b"x", "text/plain")
+    except Exception as exc:
+        ends.append(type(exc))
+
+class Second:
+    thread = None
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "s3transfer.manager" and self.thread is None:
+            self.thread = threading.Thread(target=upload)
+            self.thread.start()
+            self.thread.join(1.0)
+
+second = Second()
+sys.meta_path.insert(0, second)
+upload()
+second.thread.join(20.0)
+sys.exit(ends != [DeliveryFailed, DeliveryFailed])
+"""
+
+
+@pytest.mark.slow
+def test_upload_that_begins_while_another_one_imports_boto3_gets_it_whole() -> None:
+    """The first job of a worker sends its outputs at once, and each of them finds boto3 complete."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+        ran = subprocess.run(
+            [sys.executable, "-c", FIRST_USES, url], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert ran.returncode == 0, ran.stderr

@@ -197,6 +197,13 @@ class ControlPlane:
         """
         self._on_loop(lambda: self._cancel(job))
 
+    def stop(self, job: PlaneJob) -> None:
+        """
+        Tell the worker to stop a job that it may not have yet, and wait until it was told.
+        """
+        self._on_loop(lambda: self._stops.append(job.id))
+        wait_until(lambda: not self._stops)
+
     def set(self, **fields: Any) -> None:
         """
         Change `hold_s`, `take_status` or `paused`; polls that are held notice it.

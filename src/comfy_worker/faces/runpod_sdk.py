@@ -120,6 +120,8 @@ class Loop:
 
         if not self.pauses.install(rp_scale):
             logger.info("This version of the runpod SDK takes its jobs on a grid of a second.")
+        if not self.stops.install(rp_scale):
+            logger.info("This version of the runpod SDK stops no single job.")
         rp_fitness.register_fitness_check(self.comfyui)
         if (follow := die_with_parent()) is not None:
             # The SDK's ping process outlives a killed worker, and goes on telling the platform that it lives.
@@ -146,8 +148,8 @@ class Loop:
             job_id = str(job.get("id"))
             self.drain.begins(job_id)
             self.pauses.when_this_task_ends()
-            with self.stops.running(job_id):
-                reply = await self.handler(job)
+            self.stops.begins(job_id)
+            reply = await self.handler(job)
             if reply.get("refresh_worker"):
                 # In the reply it only reaches the platform, and this worker takes another job. In the config the loop
                 # ends too.
@@ -155,8 +157,6 @@ class Loop:
             return reply
 
         config["handler"] = handler
-        if (fetcher := self.stops.fetcher()) is not None:
-            config["stop_signals_fetcher"] = fetcher
         return config
 
     def scale(self, _current: int) -> int:

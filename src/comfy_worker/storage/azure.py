@@ -55,6 +55,8 @@ class AzureStore:
             raise DeliveryFailed(lacking)
         name = f"{target.prefix}{key}"
         check()
+        # The whole first, which waits for a thread that imports it: its modules would come to another one half made.
+        import azure.storage.blob  # noqa: F401
         from azure.core.exceptions import AzureError
 
         try:

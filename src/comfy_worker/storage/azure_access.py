@@ -130,6 +130,7 @@ def _by_sas(sas: str) -> UrlAuth:
 
 
 def _by_token() -> UrlAuth:
+    import azure.storage.blob  # noqa: F401 - the whole first, as in `azure`
     from azure.core.exceptions import AzureError
 
     try:

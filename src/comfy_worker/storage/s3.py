@@ -282,6 +282,8 @@ def _translated(error: type[WorkerError], check: Callable[[], None]) -> Iterator
     """
     The one place where exceptions of boto3, botocore and s3transfer become ours.
     """
+    # The whole first, which waits for a thread that imports it: its modules would come to another one half made.
+    import boto3  # noqa: F401
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
