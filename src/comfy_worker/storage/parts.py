@@ -1,5 +1,5 @@
 """
-A large file on its way to S3, in parts that are read from disk while they are sent. Beside `s3`, the only boto3 in here.
+A large file on its way to S3, in parts that are read from disk while they are sent. Beside `s3`, an importer of boto3.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """
-S3 and everything that speaks it: put files, hand out links, read inputs. The only importer of boto3.
+S3 and everything that speaks it: put files, hand out links, read inputs.
 
-boto3 takes a third of a second to import, so it is imported by the first use of a bucket, not by this module.
+boto3 is imported here, in `parts` and in `s3_errors` only, and takes a third of a second: by the first use of a bucket,
+not by this module.
 No text that leaves here holds a key, a signature or the query of a signed URL.
 """
 
@@ -9,8 +10,8 @@ import hashlib
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -18,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from comfy_worker.errors import DeliveryFailed, InputUnavailable, WorkerError
+from comfy_worker.errors import DeliveryFailed, InputUnavailable
 from comfy_worker.fetch_guard import Guard
 from comfy_worker.job import Bucket
 from comfy_worker.storage import parts
 from comfy_worker.storage.endpoint import check, hints, region_of, without_bucket
 from comfy_worker.storage.pinned import pin
-from comfy_worker.storage.reasons import reason
+from comfy_worker.storage.s3_errors import broken_streams, translated
 
 if TYPE_CHECKING:
     from boto3.session import Session
@@ -116,7 +117,7 @@ class S3Store:
         Raises:
             DeliveryFailed: the reason, with HTTP status and S3 error code, without the file's name.
         """
-        with _translated(DeliveryFailed, check):
+        with translated(DeliveryFailed, check):
             name = self._bucket.bucket or f"{self._today():%m-%y}"
             client = self._client(self._bucket)
             _send(client, name, key, content, mime, check)
@@ -132,13 +133,13 @@ class S3Store:
         name, _, key = url.removeprefix("s3://").partition("/")
         if not name or not key:
             raise InputUnavailable("an S3 address has the form s3://bucket/key")
-        with _translated(InputUnavailable, check):
+        with translated(InputUnavailable, check):
             client = self._client(self._bucket)
             for attempt in range(_ATTEMPTS):
                 check()
                 try:
                     return _receive(client, name, key, to, max_bytes, check)
-                except _broken_streams():
+                except broken_streams():
                     if attempt == _ATTEMPTS - 1:
                         raise
         raise AssertionError("the last attempt returned or raised")
@@ -151,7 +152,7 @@ class S3Store:
             InputUnavailable: it may not, or is not there.
         """
         name, _, key = url.removeprefix("s3://").partition("/")
-        with _translated(InputUnavailable, check):
+        with translated(InputUnavailable, check):
             self._client(self._bucket).head_object(Bucket=name, Key=key)
 
     def _link(self, client: "S3Client", name: str, key: str) -> str:
@@ -269,32 +270,3 @@ def _receive(
                 raise InputUnavailable(f"it has more than {max_bytes} bytes, the most an input may have")
             file.write(chunk)
     return answer.get("ContentType")
-
-
-def _broken_streams() -> tuple[type[Exception], ...]:
-    from botocore import exceptions
-
-    return (exceptions.IncompleteReadError, exceptions.ResponseStreamingError, exceptions.ReadTimeoutError)
-
-
-@contextmanager
-def _translated(error: type[WorkerError], check: Callable[[], None]) -> Iterator[None]:
-    """
-    The one place where exceptions of boto3, botocore and s3transfer become ours.
-    """
-    # The whole first, which waits for a thread that imports it: its modules would come to another one half made.
-    import boto3  # noqa: F401
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.parsers import ResponseParserError
-    from s3transfer.exceptions import CancelledError, RetriesExceededError, TransferNotDoneError
-
-    try:
-        yield
-    except (
-        *(ClientError, BotoCoreError, Boto3Error, CancelledError, RetriesExceededError, TransferNotDoneError),
-        *(ResponseParserError, OSError, ValueError),
-    ) as exc:
-        # What `check` raised while bytes were sent comes back wrapped as a failure of the connection.
-        check()
-        raise error(reason(exc)) from exc
