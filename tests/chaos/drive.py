@@ -202,17 +202,19 @@ class Driver:
             if isinstance(life, Life) and life.job.taken.is_set() and not life.job.done.is_set():
                 given = input_of(life.fate, self._place.host.url)
                 life.job, life.taken_at = self._place.plane.submit(given, life.job.id), None
-                life.since = time.monotonic()
+                life.since, life.cancelled = time.monotonic(), False
 
     def look_again(self) -> None:
         """
-        See that no job was given a further result after the one that was judged.
+        See that no job was given a further result after the one that was judged, and none that was cancelled a right one.
         """
         for life in self._ended:
             accepted = sum(post.status == 200 for post in life.job.results)
             most = 2 if life.fate.kind == "twice" else max(life.accepted, int(life.fate.kind == "cancelled"))
             if accepted > most:
                 self._wrong(life, f"{accepted} results were accepted in the end")
+            if life.fate.kind == "cancelled" and outcome_of(life.job) == "right":
+                self._wrong(life, "was cancelled, and ran to its end")
         for number, bodies in self._place.host.hooks.items():
             if len(set(bodies)) != 1:
                 self._report.violations.append(f"job {number}: different webhooks came in the end")

@@ -37,6 +37,7 @@ ALWAYS_FAILS: frozenset[Kind] = frozenset(
         "raises",
         "unknown_node",
         "invalid",
+        "cancelled",
         "too_late",
     }
 )
