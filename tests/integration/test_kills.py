@@ -142,10 +142,13 @@ def sentence(number: signal.Signals) -> str:
 def slow_to_boot(folder: Path) -> Launch:
     """
     Describe a built-in engine that takes a moment to begin, so that it can be killed before it answers.
+
+    It heeds SIGINT, which a shell has its background jobs ignore, and they all that they start.
     """
     engine = comfy_folder(folder / "engine")
     main = engine / "main.py"
-    main.write_text(f"import time\nprint('booting', flush=True)\ntime.sleep(0.3)\n{main.read_text()}")
+    heeding = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    main.write_text(f"{heeding}print('booting', flush=True)\ntime.sleep(0.3)\n{main.read_text()}")
     builtin = launch.builtin_engine(launch.free_port(), folder)
     return replace(builtin, command=(builtin.command[0], str(main), *builtin.command[3:]))
 
@@ -180,7 +183,7 @@ def test_comfyui_killed_at_each_stage_costs_at_most_the_job_it_ran(
         )
         victim = Victim(worker, quiet_log)
 
-        # Not before its first line: Python itself may swallow a SIGINT while it starts.
+        # Not before its first line, which makes it heed SIGINT.
         until(lambda: any(record.message == "booting" for record in quiet_log.records))
         victim.kill(number)
         store.go.set()
