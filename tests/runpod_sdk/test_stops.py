@@ -47,7 +47,10 @@ def test_stop_reaches_the_sdk_until_every_delivery_of_its_job_is_over() -> None:
         await short
         found = [await getattr(module, NAME)(None)]
         await long
-        return [*found, await getattr(module, NAME)(None)]
+        found.append(await getattr(module, NAME)(None))
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.ensure_future(run(stops, "twice"))
+        return found
 
     assert asyncio.run(scene()) == [["twice"], []]
 
